@@ -1,0 +1,60 @@
+# jitgate: make help lists the targets. Everything runs on a fresh Debian or
+# Ubuntu machine as root: setup.sh installs what a target needs.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
+# The commit's time, so that the same commit gives the same bytes.
+BUILT   := $(shell TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ 2>/dev/null)
+CLI     := github.com/jitgate/jitgate/cli
+LDFLAGS := -s -w -X $(CLI).version=$(VERSION) -X $(CLI).commit=$(COMMIT) -X $(CLI).built=$(BUILT)
+FUZZTIME ?= 20s
+
+export CGO_ENABLED = 0
+export PATH := $(shell ./setup.sh path):$(PATH)
+GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
+
+.PHONY: help setup build test race fuzz bench demo lint cross check package clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+setup: ## install what the other targets need (Go, nftables, sshd, jq, …)
+	@./setup.sh
+
+build: setup ## build bin/jitgate for this machine
+	$(GO_BUILD) -o bin/ .
+
+test: build ## run every test; as root this includes those on the real kernel
+	go test $(TESTFLAGS) ./...
+
+race: setup ## the tests under the race detector
+	CGO_ENABLED=1 go test $(TESTFLAGS) -race ./...
+
+fuzz: setup ## fuzz every parser for FUZZTIME each
+	@./testdata/fuzz.sh $(FUZZTIME)
+
+bench: build ## measure, as ratios within one run (docs/performance.md)
+	go run ./bench -jitgate bin/jitgate
+
+demo: build ## the main job for real, in network namespaces of its own
+	@./demo/demo.sh bin/jitgate
+
+lint: setup ## gofmt, vet, staticcheck, on Linux and Windows
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these files"; exit 1; }
+	go vet ./...
+	GOOS=windows go vet ./...
+	go tool staticcheck ./...
+	GOOS=windows go tool staticcheck ./...
+
+cross: setup ## build for linux amd64 and arm64 and for windows amd64 into dist/
+	GOOS=linux   GOARCH=amd64 $(GO_BUILD) -o dist/jitgate-linux-amd64 .
+	GOOS=linux   GOARCH=arm64 $(GO_BUILD) -o dist/jitgate-linux-arm64 .
+	GOOS=windows GOARCH=amd64 $(GO_BUILD) -o dist/jitgate-windows-amd64.exe .
+
+check: lint cross test race demo ## what CI runs
+
+package: cross ## the programs with their licence as archives in dist/
+	@./packaging/archive.sh dist
+
+clean: ## remove what was built
+	rm -rf bin dist

@@ -1,0 +1,415 @@
+// Package agent is the daemon on every host: it reads what was delivered to
+// the inbox, verifies and admits it, decides what may be open, brings the
+// firewall there and records it.
+//
+//	inbox ─ read ─ admit ─ save ─ evaluate ─ want ─ diff ─ record ─ apply ─ record
+//
+// Step is one pass through that line. Run repeats it when the inbox changes,
+// when something ends, and every 30 seconds in any case: events only shorten
+// the wait.
+//
+// What the pass decides is decided by pure functions (policy, firewall, and
+// documents, want and narrate here). Files, kernel and clocks stand at the
+// edge: store, readInbox, firewall.Backend, audit.Sink, Clock.
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/jitgate/jitgate/audit"
+	"github.com/jitgate/jitgate/firewall"
+	"github.com/jitgate/jitgate/policy"
+)
+
+// Resync is how often the inbox and the firewall are looked at with no event
+// to say so.
+const Resync = 30 * time.Second
+
+// Clock is the two clocks an agent reads.
+type Clock struct {
+	Wall func() time.Time
+	Boot func() firewall.BootTime
+}
+
+// SystemClock reads the host's clocks.
+var SystemClock = Clock{Wall: time.Now, Boot: BootNow}
+
+// Agent guards one host. It is used by one goroutine, save for Status and
+// Lockdown.
+type Agent struct {
+	Settings Settings
+	Backend  firewall.Backend
+	Audit    audit.Sink
+	Log      hclog.Logger
+	Clock    Clock
+	Built    time.Time // when the program was built; zero if unknown
+
+	store   store
+	started time.Time
+	mark    mark
+	docs    documents
+	unread  error // the saved mark cannot be read: nothing opens
+	unsaved [kinds]bool
+	dirty   bool // the mark is not on the disk yet
+	saveErr error
+
+	have     firewall.Observed
+	known    bool // have is what the firewall holds
+	observed firewall.BootTime
+	applied  bool          // the first pass is through
+	drift    bool          // somebody else changed the guard, and it is not mended yet
+	pending  []audit.Event // could not be recorded yet
+
+	decision policy.Decision // of the last pass
+	problem  error           // what the last pass could not do
+	horizon  horizon
+	live     map[string]granted
+	refusals [kinds]refusal
+	reported map[string]policy.Code // refused grants, so that each is recorded once
+
+	calls chan func() // run between passes, by the goroutine that runs those
+}
+
+// refusal is the last document of a kind that was refused.
+type refusal struct {
+	raw  []byte
+	err  error
+	when time.Time
+}
+
+// Load reads what an earlier run saved. It changes nothing.
+func (a *Agent) Load() {
+	a.store = store{a.Settings.StateDir}
+	a.horizon, a.live, a.reported = horizon{}, map[string]granted{}, map[string]policy.Code{}
+	a.calls = make(chan func())
+	a.started = a.Clock.Wall()
+	m, saved, err := a.store.load()
+	if err != nil {
+		// Without the mark an old list could be replayed.
+		a.unread = policy.Refuse(policy.NotDurable, "the saved mark cannot be read: %v; restore it, or remove it to trust the next documents anew", err)
+		a.Log.Error("nothing will open", "error", a.unread)
+		return
+	}
+	if m.Pin != a.Settings.TrustPin {
+		if m.Pin != (policy.Digest{}) {
+			a.Log.Warn("trust_pin names another realm than before: earlier documents no longer count")
+		}
+		m = mark{Pin: a.Settings.TrustPin, Guarded: m.Guarded}
+		saved = [kinds][]byte{}
+	}
+	a.mark, a.docs = m, restore(m.State, saved)
+	for k := range kinds {
+		// A newer document than the mark: saved just before a crash.
+		if saved[k] != nil && a.docs.raw[k] == nil {
+			a.admit(k, saved[k])
+		}
+	}
+}
+
+// Step is one pass. It returns when the next is due at the latest. An error
+// means that the firewall may not be as wanted; the next pass tries again.
+func (a *Agent) Step(ctx context.Context) (next firewall.BootTime, err error) {
+	events := a.takeInbox()
+	a.save()
+	plan, w, err := a.plan(ctx)
+	if err != nil {
+		err = errors.Join(err, a.record(ctx, events))
+	} else {
+		// The first pass writes the rules in any case: that takes over the
+		// table an earlier agent left, or finds out that one still lives.
+		plan.Rules = plan.Rules || !a.applied
+		err = a.carryOut(ctx, plan, w, events)
+		a.decision = w.decision
+	}
+	if a.problem = err; err != nil {
+		return a.Clock.Boot().Add(time.Second), err
+	}
+	return min(w.next, a.Clock.Boot().Add(Resync)), nil
+}
+
+// DryRun returns the plan of a pass, and changes nothing.
+func (a *Agent) DryRun(ctx context.Context) (firewall.Plan, []error, error) {
+	a.takeInbox()
+	plan, w, err := a.plan(ctx)
+	a.decision = w.decision
+	var refused []error
+	for k, r := range a.refusals {
+		if r.err != nil {
+			refused = append(refused, fmt.Errorf("%s: %w", Kind(k), r.err))
+		}
+	}
+	return plan, refused, err
+}
+
+func (a *Agent) facts() policy.Facts {
+	return policy.Facts{Host: a.Settings.HostID, Now: a.Clock.Wall(), Built: a.Built}
+}
+
+// takeInbox admits what was delivered, in the order documents depend on each
+// other, and returns what to record of it.
+func (a *Agent) takeInbox() []audit.Event {
+	var events []audit.Event
+	for k := range kinds {
+		raw, err := readInbox(a.Settings.InboxDir, k)
+		if err == nil && (raw == nil || a.docs.delivered(k, raw)) {
+			a.refusals[k] = refusal{}
+			continue
+		}
+		before := a.docs.version(k)
+		if err == nil {
+			err = a.admit(k, raw)
+		}
+		switch last := a.refusals[k]; {
+		case err == nil:
+			a.refusals[k] = refusal{}
+			if a.docs.version(k) != before {
+				events = append(events, audit.Event{Name: audit.DocumentAdmit, Document: k.String(), Version: a.docs.version(k),
+					Message: fmt.Sprintf("%s version %d is in force", k, a.docs.version(k))})
+			}
+		case last.err == nil || last.err.Error() != err.Error() || !bytes.Equal(last.raw, raw):
+			a.refusals[k] = refusal{raw, err, a.Clock.Wall()}
+			events = append(events, refusedDocument(k, err))
+			a.Log.Warn("document refused", "document", k.String(), "error", err)
+		}
+	}
+	return events
+}
+
+func refusedDocument(k Kind, err error) audit.Event {
+	code := policy.CodeOf(err)
+	if code == "" {
+		code = policy.Malformed
+	}
+	return audit.Event{Name: audit.DocumentRefused, Document: k.String(), Code: string(code), Message: err.Error()}
+}
+
+// admit puts raw in force if it may be. What it changes is saved before
+// anything opens.
+func (a *Agent) admit(k Kind, raw []byte) error {
+	if a.unread != nil {
+		return a.unread
+	}
+	docs, state, err := a.docs.admit(a.mark.State, k, raw, a.Settings.TrustPin, a.facts())
+	if err != nil {
+		return err
+	}
+	a.docs, a.mark.State = docs, state
+	if k == Policy {
+		a.mark.Guarded = formatPorts(guardedPorts(docs.policy))
+	}
+	if k == Grants {
+		a.mark.Void = stillListed(a.mark.Void, docs.grants)
+	}
+	a.unsaved[k], a.dirty = true, true
+	a.Log.Info("document admitted", "document", k.String(), "version", docs.version(k))
+	return nil
+}
+
+// stillListed drops the void ids that no list holds any more.
+func stillListed(void []string, g policy.Grants) []string {
+	listed := map[string]bool{}
+	for _, x := range g.Grants {
+		listed[x.ID] = true
+	}
+	var out []string
+	for _, id := range void {
+		if listed[id] {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+// save makes the mark and new documents durable. Until it succeeds, carryOut
+// only closes.
+func (a *Agent) save() {
+	if !a.dirty {
+		return
+	}
+	if err := a.store.save(a.mark, a.docs.raw, a.unsaved); err != nil {
+		a.saveErr = policy.Refuse(policy.NotDurable, "%v", err)
+		return
+	}
+	a.unsaved, a.dirty, a.saveErr = [kinds]bool{}, false, nil
+}
+
+// guarded returns the ports to guard: those of the last policy this host
+// admitted, else those of the settings. A policy that is over, or whose
+// signer lost the right, goes on guarding its ports.
+func (a *Agent) guarded() []firewall.Port {
+	if a.docs.policy.Version != 0 {
+		return guardedPorts(a.docs.policy)
+	}
+	if a.mark.Guarded != nil {
+		if ports, err := parsePorts(a.mark.Guarded); err == nil {
+			return ports
+		}
+	}
+	if a.unread != nil {
+		return firewall.Union(a.Settings.Guard, a.have.Ports)
+	}
+	return a.Settings.Guard
+}
+
+// plan compares what should be with what is.
+func (a *Agent) plan(ctx context.Context) (firewall.Plan, wanted, error) {
+	boot := a.Clock.Boot()
+	if !a.known || boot.Sub(a.observed) >= Resync {
+		if err := a.observe(ctx); err != nil {
+			return firewall.Plan{}, wanted{}, err
+		}
+	}
+	f := a.facts()
+	decision := policy.Evaluate(a.mark.State, a.docs.trust, a.docs.policy, a.docs.grants, f)
+	w := want(decision, pass{wall: f.Now, boot: a.Clock.Boot(), horizon: a.horizon,
+		running: a.live, void: set(a.mark.Void), have: a.have.Openings})
+	w.decision = decision
+	return firewall.Diff(a.have, firewall.Ruleset{
+		Ports:    a.guarded(),
+		Observe:  a.Settings.Mode == Observe,
+		Openings: w.openings,
+	}), w, nil
+}
+
+func (a *Agent) observe(ctx context.Context) error {
+	before, checked := a.have, a.known && a.applied
+	have, err := a.Backend.Observe(ctx)
+	if err != nil {
+		a.known = false
+		return err
+	}
+	a.have, a.known, a.observed = have, true, a.Clock.Boot()
+	if checked && drifted(before, have, a.observed) {
+		a.drift = true
+	}
+	return nil
+}
+
+// drifted reports whether somebody changed the guard. Openings that ran out
+// meanwhile do not count.
+func drifted(before, have firewall.Observed, now firewall.BootTime) bool {
+	if !have.Intact {
+		return true
+	}
+	p := firewall.Diff(have, before.Ruleset)
+	for _, c := range p.Open {
+		if c.Until > now.Add(firewall.Slack) {
+			return true
+		}
+	}
+	return p.Rules || len(p.Close) > 0
+}
+
+// carryOut records the intents, applies the plan and records the outcome. No
+// record, no opening: while anything cannot be written down, only what closes
+// is done. A close never waits.
+func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, events []audit.Event) error {
+	story := a.narrate(plan, w)
+	if a.drift {
+		a.Log.Warn("the firewall is not as this agent left it", "plan", plan.Describe(a.Clock.Boot()))
+		events = append(events, audit.Event{Name: audit.GuardDrift, Message: "the guard was changed by somebody else"})
+	}
+	problem := errors.Join(a.unread, a.saveErr, a.record(ctx, events))
+	if problem == nil {
+		problem = a.recordIntents(ctx, story.intents)
+	}
+	if problem != nil {
+		plan = plan.ClosesOnly(a.have)
+	}
+	if !plan.Empty() {
+		if err := a.Backend.Apply(ctx, plan); err != nil {
+			a.known = false
+			return errors.Join(problem, fmt.Errorf("apply: %w", err))
+		}
+		a.have = firewall.Observed{Ruleset: plan.Apply(a.have.Ruleset), Intact: true}
+	}
+	a.applied = true
+	if a.drift {
+		a.drift = false
+		story.always = append(story.always, audit.Event{Name: audit.GuardRepaired, Message: "the guard is whole again"})
+	}
+	a.horizon = w.horizon
+	if problem != nil {
+		// Nothing opened. What was in force and still should be is.
+		maps.DeleteFunc(a.live, func(id string, _ granted) bool { _, ok := w.live[id]; return !ok })
+		return errors.Join(problem, a.record(ctx, story.always))
+	}
+	a.live = w.live
+	a.forgetExpired()
+	return a.record(ctx, append(story.opened, story.always...))
+}
+
+// forgetExpired drops openings the kernel has closed by now from what is
+// remembered of it.
+func (a *Agent) forgetExpired() {
+	now := a.Clock.Boot()
+	for door, end := range a.have.Openings {
+		if end.Until <= now {
+			delete(a.have.Openings, door)
+		}
+	}
+}
+
+// maxPending bounds what is remembered while nothing can be recorded.
+const maxPending = 4096
+
+// record makes events durable, after those an earlier call could not write.
+func (a *Agent) record(ctx context.Context, events []audit.Event) error {
+	now := a.Clock.Wall()
+	for _, e := range events {
+		if e.Time.IsZero() {
+			e.Time = now
+		}
+		a.pending = append(a.pending, e)
+	}
+	if len(a.pending) > maxPending {
+		a.pending = slices.Delete(a.pending, 0, len(a.pending)-maxPending)
+	}
+	if len(a.pending) == 0 {
+		return nil
+	}
+	if err := a.Audit.Record(ctx, a.pending...); err != nil {
+		return policy.Refuse(policy.NotDurable, "%v", err)
+	}
+	a.pending = nil
+	return nil
+}
+
+// recordIntents makes intents durable. One that cannot be recorded is
+// forgotten: nothing comes of it.
+func (a *Agent) recordIntents(ctx context.Context, intents []audit.Event) error {
+	err := a.record(ctx, intents)
+	if err != nil {
+		a.pending = a.pending[:max(0, len(a.pending)-len(intents))]
+	}
+	return err
+}
+
+// endAll closes every opening and ends all listed grants for good.
+func (a *Agent) endAll(ctx context.Context) error {
+	if a.unread == nil {
+		a.mark.Void = nil
+		for _, g := range a.docs.grants.Grants {
+			a.mark.Void = append(a.mark.Void, g.ID)
+		}
+		a.dirty = true
+	}
+	_, err := a.Step(ctx) // closes even if it cannot save
+	return errors.Join(err, a.record(ctx, []audit.Event{{Name: audit.GuardLockdown, Message: "every opening was closed"}}))
+}
+
+func set(list []string) map[string]bool {
+	out := make(map[string]bool, len(list))
+	for _, s := range list {
+		out[s] = true
+	}
+	return out
+}

@@ -1,0 +1,16 @@
+//go:build !linux
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/jitgate/jitgate/firewall"
+)
+
+// OpenBackend opens this host's firewall.
+func OpenBackend() (firewall.Backend, error) {
+	return nil, fmt.Errorf("no firewall backend for %s: %w", runtime.GOOS, errors.ErrUnsupported)
+}

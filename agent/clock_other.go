@@ -1,0 +1,34 @@
+//go:build !linux
+
+package agent
+
+import (
+	"time"
+
+	"github.com/jitgate/jitgate/firewall"
+)
+
+// alarm fires once at a time on the boot clock.
+type alarm struct {
+	C     chan struct{}
+	timer *time.Timer
+}
+
+func newAlarm() (*alarm, error) {
+	a := &alarm{C: make(chan struct{}, 1)}
+	a.timer = time.AfterFunc(time.Hour, func() {
+		select {
+		case a.C <- struct{}{}:
+		default:
+		}
+	})
+	return a, nil
+}
+
+// set arms the alarm for at, in place of any earlier time.
+func (a *alarm) set(at firewall.BootTime) error {
+	a.timer.Reset(max(at.Sub(BootNow()), 0))
+	return nil
+}
+
+func (a *alarm) close() error { a.timer.Stop(); return nil }

@@ -1,0 +1,156 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/jitgate/jitgate/audit"
+)
+
+// Run is the daemon: it guards until ctx ends, and then leaves the guard
+// standing. ready, if not nil, is called once the guard is in place. An error
+// before that is final: the supervisor must see it.
+func (a *Agent) Run(ctx context.Context, ready func()) error {
+	if err := errors.Join(os.MkdirAll(a.Settings.StateDir, 0o700), os.MkdirAll(a.Settings.InboxDir, 0o755)); err != nil {
+		return err
+	}
+	unlock, err := lock(filepath.Join(a.Settings.StateDir, "lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a.Load()
+	// Watch before the first look, so that nothing falls between.
+	watch, err := watchInbox(a.Settings.InboxDir)
+	if err != nil {
+		return err
+	}
+	defer watch.Close()
+	wake, err := newAlarm()
+	if err != nil {
+		return err
+	}
+	defer wake.close()
+	if err := a.record(ctx, []audit.Event{{Name: audit.AgentStarted, Message: "the agent started in mode " + string(a.Settings.Mode)}}); err != nil {
+		a.Log.Error("no record can be written: nothing will open", "error", err)
+	}
+	next, err := a.Step(ctx)
+	if err != nil && !a.applied {
+		return err
+	}
+	a.logProblem(nil, err)
+	stop, err := a.serve()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if ready != nil {
+		ready()
+	}
+	a.Log.Info("guarding", "ports", a.guarded(), "mode", a.Settings.Mode, "firewall", a.Backend.Describe())
+
+	for {
+		if err := wake.set(next); err != nil {
+			return err
+		}
+		before := a.problem
+		select {
+		case <-ctx.Done():
+			// The guard stays; only the agent goes.
+			return a.record(context.WithoutCancel(ctx), []audit.Event{{Name: audit.AgentStopped, Message: "the agent stopped; the guard stays"}})
+		case call := <-a.calls:
+			call()
+			continue
+		case <-wake.C:
+			watch.renew(a.Settings.InboxDir)
+		case <-a.Backend.Changes():
+			a.observed = a.Clock.Boot().Add(-Resync) // look now
+		case event := <-watch.Events:
+			if !delivery(event) {
+				continue
+			}
+		case err := <-watch.Errors:
+			a.Log.Warn("inbox watch", "error", err) // the 30 s look goes on
+		}
+		next, err = a.Step(ctx)
+		a.logProblem(before, err)
+	}
+}
+
+// logProblem logs a problem when it begins and when it ends, not every second.
+func (a *Agent) logProblem(before, now error) {
+	switch {
+	case now != nil && (before == nil || before.Error() != now.Error()):
+		a.Log.Error("the last pass failed, trying again", "error", now)
+	case now == nil && before != nil:
+		a.Log.Info("the problem is over")
+	}
+}
+
+func (a *Agent) serve() (stop func(), err error) {
+	l, err := listen(a.Settings.Socket)
+	if err != nil {
+		return nil, err
+	}
+	server := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	go server.Serve(l) // returns when it is closed
+	return func() { server.Close() }, nil
+}
+
+// delivery reports whether an event in the inbox can be a document. Most are
+// the temporary files documents are renamed from.
+func delivery(event fsnotify.Event) bool {
+	if !event.Has(fsnotify.Create) && !event.Has(fsnotify.Write) {
+		return false
+	}
+	for k := range kinds {
+		if filepath.Base(event.Name) == k.File() {
+			return true
+		}
+	}
+	return false
+}
+
+// watcher watches the inbox directory: a watch on a file would die with the
+// first rename over it.
+type watcher struct{ *fsnotify.Watcher }
+
+func watchInbox(dir string) (watcher, error) {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return watcher{}, fmt.Errorf("watch %s: %w", dir, err)
+	}
+	if err := w.Add(dir); err != nil {
+		return watcher{}, errors.Join(err, w.Close())
+	}
+	return watcher{w}, nil
+}
+
+// renew watches the directory again if it was removed and made anew.
+func (w watcher) renew(dir string) {
+	if len(w.WatchList()) == 0 {
+		_ = w.Add(dir) // tried again at the next look
+	}
+}
+
+// Once is one pass by itself, for an administrator or a timer.
+func (a *Agent) Once(ctx context.Context) error {
+	if err := errors.Join(os.MkdirAll(a.Settings.StateDir, 0o700), os.MkdirAll(a.Settings.InboxDir, 0o755)); err != nil {
+		return err
+	}
+	unlock, err := lock(filepath.Join(a.Settings.StateDir, "lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a.Load()
+	_, err = a.Step(ctx)
+	return err
+}

@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/jitgate/jitgate/firewall"
+	"github.com/jitgate/jitgate/policy"
+)
+
+// Mode says whether the guard drops.
+type Mode string
+
+// The modes of an agent.
+const (
+	Observe Mode = "observe" // counts what a guard would drop
+	Enforce Mode = "enforce"
+)
+
+// Settings is agent.toml, checked.
+type Settings struct {
+	HostID   string
+	Mode     Mode
+	Guard    []firewall.Port // guarded until a policy says which
+	InboxDir string
+	StateDir string
+	Socket   string
+	TrustPin policy.Digest // zero: none was set
+}
+
+type settingsTOML struct {
+	HostID   string       `toml:"host_id"`
+	Mode     string       `toml:"mode"`
+	Guard    []any        `toml:"guard"`
+	InboxDir string       `toml:"inbox_dir"`
+	StateDir string       `toml:"state_dir"`
+	Socket   string       `toml:"socket"`
+	TrustPin string       `toml:"trust_pin"`
+	Control  *controlTOML `toml:"control"`
+}
+
+// controlTOML is read by the fetcher; the agent only knows that it may be
+// there.
+type controlTOML struct {
+	URL string `toml:"url"`
+}
+
+// LoadSettings reads and checks a settings file.
+func LoadSettings(path string) (Settings, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return Settings{}, fmt.Errorf("settings: %w", err)
+	}
+	s, err := ParseSettings(text)
+	if err != nil {
+		return Settings{}, fmt.Errorf("%s:%w", path, err)
+	}
+	if s.HostID == "auto" {
+		if s.HostID, err = machineID(); err != nil {
+			return Settings{}, fmt.Errorf("%s: host_id = \"auto\": %w: set host_id", path, err)
+		}
+	}
+	return s, nil
+}
+
+// ParseSettings checks the text of a settings file. Its errors begin with the
+// line they are about, or with a space where there is none.
+func ParseSettings(text []byte) (Settings, error) {
+	raw := settingsTOML{
+		Mode:     string(Observe),
+		Guard:    []any{int64(22)},
+		InboxDir: defaultInboxDir,
+		StateDir: defaultStateDir,
+		Socket:   defaultSocket,
+	}
+	decoder := toml.NewDecoder(strings.NewReader(string(text))).DisallowUnknownFields()
+	if err := decoder.Decode(&raw); err != nil {
+		return Settings{}, locate(err)
+	}
+	s, err := raw.settings()
+	if err != nil {
+		return Settings{}, fmt.Errorf(" %w", err)
+	}
+	return s, nil
+}
+
+// locate puts the line first and says which key it is.
+func locate(err error) error {
+	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok && len(strict.Errors) > 0 {
+		first := strict.Errors[0]
+		row, _ := first.Position()
+		return fmt.Errorf("%d: unknown key %q", row, strings.Join(first.Key(), "."))
+	}
+	if wrong, ok := errors.AsType[*toml.DecodeError](err); ok {
+		row, _ := wrong.Position()
+		return fmt.Errorf("%d: %s", row, strings.TrimPrefix(wrong.Error(), "toml: "))
+	}
+	return fmt.Errorf(" %w", err)
+}
+
+func (raw settingsTOML) settings() (s Settings, err error) {
+	if raw.HostID == "" {
+		return s, errors.New(`host_id is missing: set it to this VM's resource id, or to "auto"`)
+	}
+	s = Settings{HostID: raw.HostID, Mode: Mode(raw.Mode), InboxDir: raw.InboxDir, StateDir: raw.StateDir, Socket: raw.Socket}
+	if s.Mode != Observe && s.Mode != Enforce {
+		return s, fmt.Errorf("mode %q is not observe or enforce", raw.Mode)
+	}
+	for i, entry := range raw.Guard {
+		ports, err := parseGuard(entry)
+		if err != nil {
+			return s, fmt.Errorf("guard[%d]: %w", i, err)
+		}
+		s.Guard = firewall.Union(s.Guard, ports)
+	}
+	for _, p := range []struct{ name, path string }{{"inbox_dir", s.InboxDir}, {"state_dir", s.StateDir}, {"socket", s.Socket}} {
+		if !filepath.IsAbs(p.path) {
+			return s, fmt.Errorf("%s %q is not an absolute path", p.name, p.path)
+		}
+	}
+	if raw.TrustPin != "" {
+		if s.TrustPin, err = policy.ParseDigest(raw.TrustPin); err != nil {
+			return s, fmt.Errorf("trust_pin: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// parseGuard reads 22, "3389/udp" or "5985-5986/tcp". Without a protocol it
+// is both.
+func parseGuard(entry any) ([]firewall.Port, error) {
+	var s string
+	switch v := entry.(type) {
+	case int64:
+		s = fmt.Sprint(v)
+	case string:
+		s = v
+	default:
+		return nil, fmt.Errorf("%v is not a port", entry)
+	}
+	protocols := []string{""}
+	if !strings.Contains(s, "/") {
+		protocols = []string{"/tcp", "/udp"}
+	}
+	var ports []firewall.Port
+	for _, protocol := range protocols {
+		p, err := firewall.ParsePort(s + protocol)
+		if err != nil || p.Cut {
+			return nil, fmt.Errorf(`%q is not a port like 22, "3389/udp" or "5985-5986/tcp"`, s)
+		}
+		ports = append(ports, p)
+	}
+	return ports, nil
+}

@@ -1,0 +1,99 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/jitgate/jitgate/firewall"
+	"github.com/jitgate/jitgate/policy"
+)
+
+const markFile = "mark.json"
+
+// mark is what the agent must not forget across a restart. It is written
+// before anything opens on the strength of it.
+type mark struct {
+	policy.State
+	// Pin is the first trust document the marks belong to. With another pin
+	// in the settings this is another realm, and the marks begin anew.
+	Pin policy.Digest `json:"pin,omitzero"`
+	// Guarded is what the last policy guarded. If its document is lost, its
+	// ports stay closed all the same.
+	Guarded []string `json:"guarded,omitempty"`
+	// Void lists the ids of listed grants that a lockdown ended for good.
+	Void []string `json:"void,omitempty"`
+}
+
+// store keeps the mark and the admitted documents in the state directory.
+type store struct{ dir string }
+
+// load returns what was saved: the zero mark if nothing was.
+func (s store) load() (m mark, documents [kinds][]byte, err error) {
+	text, err := os.ReadFile(filepath.Join(s.dir, markFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return mark{}, documents, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &m)
+	}
+	if err != nil {
+		return mark{}, documents, fmt.Errorf("%s: %w", filepath.Join(s.dir, markFile), err)
+	}
+	for k := range kinds {
+		documents[k], err = os.ReadFile(filepath.Join(s.dir, k.File()))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return mark{}, documents, err
+		}
+	}
+	return m, documents, nil
+}
+
+// save makes changed documents and the mark durable, the documents first: a
+// crash in between leaves a document newer than the mark, which is admitted
+// again at the next start. The other way round the mark would ask for a
+// document nobody has.
+func (s store) save(m mark, documents [kinds][]byte, changed [kinds]bool) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	for k := range kinds {
+		if !changed[k] {
+			continue
+		}
+		if err := writeFile(s.dir, k.File(), documents[k], 0o600); err != nil {
+			return err
+		}
+	}
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeFile(s.dir, markFile, append(text, '\n'), 0o600); err != nil {
+		return err
+	}
+	return syncDir(s.dir)
+}
+
+func formatPorts(ports []firewall.Port) []string {
+	var out []string
+	for _, p := range ports {
+		out = append(out, p.String())
+	}
+	return out
+}
+
+func parsePorts(list []string) ([]firewall.Port, error) {
+	var out []firewall.Port
+	for _, s := range list {
+		p, err := firewall.ParsePort(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}

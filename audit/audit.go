@@ -1,0 +1,55 @@
+// Package audit keeps the record of what was opened, refused and closed.
+//
+// An Event is not a log line: it has one fixed name and fixed fields, and an
+// intent is on the disk before the port opens. Text for operators goes
+// through hclog instead, and nothing parses that.
+package audit
+
+import (
+	"context"
+	"time"
+)
+
+// Name is the kind of an event. The list is a contract: the same spelling
+// stands in the journal, the file, the local API and the control plane.
+type Name string
+
+// The events a host records.
+const (
+	AgentStarted    Name = "agent.started"
+	AgentStopped    Name = "agent.stopped"
+	GuardLockdown   Name = "guard.lockdown"
+	GuardDrift      Name = "guard.drift"
+	GuardRepaired   Name = "guard.repaired"
+	DocumentAdmit   Name = "document.admitted"
+	DocumentRefused Name = "document.refused"
+	GrantOpening    Name = "grant.opening" // the intent, durable before the port opens
+	GrantOpened     Name = "grant.opened"
+	GrantRefused    Name = "grant.refused"
+	GrantExpired    Name = "grant.expired"
+	GrantRevoked    Name = "grant.revoked"
+)
+
+// Event is one thing that happened. Fields that do not apply are empty.
+type Event struct {
+	Name      Name      `json:"event"`
+	Time      time.Time `json:"time"` // set by the sink where it is zero
+	Message   string    `json:"message,omitempty"`
+	Document  string    `json:"document,omitempty"` // trust, policy or grants
+	Version   uint64    `json:"version,omitempty"`  // of the document
+	GrantID   string    `json:"grant,omitempty"`
+	Port      uint16    `json:"port,omitempty"`
+	Protocol  string    `json:"protocol,omitempty"`
+	Source    string    `json:"source,omitempty"`
+	End       time.Time `json:"end,omitzero"`
+	Requestor string    `json:"requestor,omitempty"`
+	Reason    string    `json:"reason,omitempty"`
+	Code      string    `json:"code,omitempty"`
+}
+
+// Sink keeps events.
+type Sink interface {
+	// Record returns once all events are durable, in order, or none can be
+	// relied on.
+	Record(ctx context.Context, events ...Event) error
+}

@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/kardianos/service"
+	"github.com/spf13/cobra"
+
+	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/audit"
+)
+
+func newAgent() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "agent",
+		Short: "The daemon that guards this host",
+	}, newAgentRun(), newAgentStep())
+}
+
+func newAgentRun() *cobra.Command {
+	var config, level string
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "Guard this host, in the foreground or as a service",
+		Long: `Guards the ports of the settings, or of the policy once there is one, and opens
+what admitted grants say. Stopping it leaves the guard in place; what is open
+closes on time all the same.`,
+		Example: "  jitgate agent run --config /etc/jitgate/agent.toml",
+		Args:    positional(0, 0, "no argument"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			a, err := openAgent(c, config, level)
+			if err != nil {
+				return err
+			}
+			defer a.Backend.Close()
+			return runService(a)
+		},
+	}
+	configFlag(c, &config)
+	c.Flags().StringVar(&level, "log-level", "info", "error, warn, info or debug")
+	return c
+}
+
+func configFlag(c *cobra.Command, config *string) {
+	c.Flags().StringVar(config, "config", agent.DefaultConfig, "the agent's settings")
+}
+
+func openAgent(c *cobra.Command, config, level string) (*agent.Agent, error) {
+	settings, err := agent.LoadSettings(config)
+	if err != nil {
+		return nil, err
+	}
+	if hclog.LevelFromString(level) == hclog.NoLevel {
+		return nil, usagef("--log-level %q is not error, warn, info or debug", level)
+	}
+	backend, err := agent.OpenBackend()
+	if err != nil {
+		return nil, err
+	}
+	return &agent.Agent{
+		Settings: settings,
+		Backend:  backend,
+		Audit:    audit.NewFile(filepath.Join(settings.StateDir, "audit")),
+		Log:      hclog.New(&hclog.LoggerOptions{Name: "jitgate", Level: hclog.LevelFromString(level), Output: c.ErrOrStderr()}),
+		Clock:    agent.SystemClock,
+		Built:    builtTime(),
+	}, nil
+}
+
+// program is the agent as kardianos/service sees it.
+type program struct {
+	agent  *agent.Agent
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error
+}
+
+// Start must not block: the service manager waits for it.
+func (p *program) Start(service.Service) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	p.cancel = cancel
+	go func() {
+		defer close(p.done)
+		p.err = p.agent.Run(ctx, nil)
+		if p.err != nil && !service.Interactive() && service.Platform() == "windows-service" {
+			// Nothing else tells the Windows service manager.
+			p.agent.Log.Error("the agent failed", "error", p.err)
+			os.Exit(exitFailed)
+		}
+	}()
+	return nil
+}
+
+func (p *program) Stop(service.Service) error {
+	p.cancel()
+	<-p.done
+	return nil
+}
+
+// wait returns when the service manager wants the program to stop, or when it
+// has stopped by itself.
+func (p *program) wait() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	select {
+	case <-signals:
+	case <-p.done:
+	}
+}
+
+func runService(a *agent.Agent) error {
+	p := &program{agent: a, done: make(chan struct{})}
+	s, err := service.New(p, &service.Config{
+		Name: "jitgate", DisplayName: "jitgate agent", Description: "Just-in-time access to management ports",
+		Arguments: []string{"agent", "run"},
+		Option:    service.KeyValue{"RunWait": p.wait},
+	})
+	if err != nil {
+		return fmt.Errorf("service: %w", err)
+	}
+	return errors.Join(s.Run(), p.err)
+}
+
+func newAgentStep() *cobra.Command {
+	var config string
+	var dryRun bool
+	c := &cobra.Command{
+		Use:   "step",
+		Short: "One pass: read, verify, plan, apply",
+		Long: `Does one pass of the agent and ends. With --dry-run it prints the plan and
+changes nothing; that also works beside a running agent.`,
+		Example: "  jitgate agent step --dry-run",
+		Args:    positional(0, 0, "no argument"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			a, err := openAgent(c, config, "error")
+			if err != nil {
+				return err
+			}
+			defer a.Backend.Close()
+			if dryRun {
+				return dryStep(c, a)
+			}
+			return a.Once(c.Context())
+		},
+	}
+	configFlag(c, &config)
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "print the plan and change nothing")
+	return c
+}
+
+func dryStep(c *cobra.Command, a *agent.Agent) error {
+	a.Load()
+	plan, refused, err := a.DryRun(c.Context())
+	for _, r := range refused {
+		fmt.Fprintf(c.OutOrStdout(), "refused %v\n", r)
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(c.OutOrStdout(), plan.Describe(a.Clock.Boot()))
+	return nil
+}

@@ -1,0 +1,136 @@
+package cli
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/jitgate/jitgate/policy"
+)
+
+func printJSON(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(v)
+}
+
+// readFile reads a document, or standard input for "-".
+func readFile(c *cobra.Command, path string) ([]byte, error) {
+	if path == "-" {
+		return io.ReadAll(io.LimitReader(c.InOrStdin(), policy.MaxEnvelope+1))
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, policy.MaxEnvelope+1))
+}
+
+// writeOutput writes data to path whole or not at all, or to standard output
+// for "-". The temporary file stands beside the target, so the target may be
+// in an agent's inbox.
+func writeOutput(c *cobra.Command, path string, data []byte, mode os.FileMode) error {
+	if path == "-" {
+		_, err := c.OutOrStdout().Write(data)
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, os.Chmod(f.Name(), mode), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// createFile writes a file that must not exist yet.
+func createFile(path string, data []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// newKey makes a private key of a scheme.
+func newKey(scheme policy.Scheme) (crypto.Signer, error) {
+	switch scheme {
+	case policy.Ed25519:
+		_, private, err := ed25519.GenerateKey(rand.Reader)
+		return private, err
+	case policy.ECDSAP256SHA256:
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	}
+	return nil, usagef("scheme %q is not %s or %s", scheme, policy.Ed25519, policy.ECDSAP256SHA256)
+}
+
+func encodeKey(key crypto.Signer) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// readKey reads a PKCS#8 private key in PEM, as openssl genpkey makes it.
+func readKey(path string) (crypto.Signer, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PRIVATE KEY" {
+		return nil, fmt.Errorf("%s is not a PKCS#8 private key in PEM (openssl genpkey -algorithm ed25519 makes one)", path)
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	key, ok := parsed.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("%s: a key of kind %T cannot sign", path, parsed)
+	}
+	return key, nil
+}
+
+// trustFile reads a trust document the user vouches for by naming it: it must
+// carry a threshold of its own root keys.
+func trustFile(c *cobra.Command, path string) (raw []byte, v policy.Verified[policy.Trust], err error) {
+	if raw, err = readFile(c, path); err != nil {
+		return nil, v, err
+	}
+	e, err := policy.ParseEnvelope(raw)
+	if err == nil {
+		v, err = policy.OpenPinnedTrust(raw, e.Digest())
+	}
+	if err != nil {
+		return nil, v, fmt.Errorf("%s: %w", path, err)
+	}
+	return raw, v, nil
+}

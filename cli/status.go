@@ -1,0 +1,204 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/jitgate/jitgate/agent"
+)
+
+// callAgent speaks to the running agent's socket. The answer is decoded into
+// out unless that is nil.
+func callAgent(ctx context.Context, config, method, path string, out any) error {
+	settings, err := agent.LoadSettings(config)
+	if err != nil {
+		return err
+	}
+	client := http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", settings.Socket)
+		},
+		DisableKeepAlives: true,
+	}}
+	request, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("no agent is running behind %s: start it with jitgate agent run; what is guarded stays guarded meanwhile", settings.Socket)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s: permission denied: run this as root", settings.Socket)
+	case err != nil:
+		return err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 64<<20))
+	if err != nil {
+		return err
+	}
+	if response.StatusCode >= 300 {
+		return errors.New(strings.TrimSpace(string(body)))
+	}
+	if out == nil {
+		return nil
+	}
+	return json.Unmarshal(body, out)
+}
+
+func newStatus() *cobra.Command {
+	var config string
+	var asJSON, watch bool
+	c := &cobra.Command{
+		Use:     "status",
+		Short:   "Show what is guarded, what is open and for how long",
+		Example: "  jitgate status --watch",
+		Args:    positional(0, 0, "no argument"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			for {
+				var s agent.Status
+				if err := callAgent(c.Context(), config, http.MethodGet, "/v1/status", &s); err != nil {
+					return err
+				}
+				if err := printStatus(c.OutOrStdout(), s, asJSON, watch); err != nil || !watch {
+					return err
+				}
+				select {
+				case <-time.After(time.Second):
+				case <-c.Context().Done():
+					return nil
+				}
+			}
+		},
+	}
+	configFlag(c, &config)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&watch, "watch", false, "show it again every second")
+	return c
+}
+
+func printStatus(out io.Writer, s agent.Status, asJSON, watch bool) error {
+	if asJSON && watch {
+		return json.NewEncoder(out).Encode(s) // one line each
+	}
+	if asJSON {
+		return printJSON(out, s)
+	}
+	if f, ok := out.(*os.File); ok && watch && term.IsTerminal(int(f.Fd())) {
+		fmt.Fprint(out, "\033[H\033[2J") // home, clear
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "host\t%s\n", s.Host)
+	fmt.Fprintf(w, "mode\t%s\n", s.Mode)
+	guarded := strings.Join(s.Guarded, ", ")
+	if guarded == "" {
+		guarded = "no port"
+	}
+	fmt.Fprintf(w, "guarded\t%s\n", guarded)
+	fmt.Fprintf(w, "firewall\t%s\n", s.Firewall)
+	what := "dropped"
+	if s.Mode == agent.Observe {
+		what = "seen that would be dropped"
+	}
+	fmt.Fprintf(w, "denied\t%d packets %s\n", s.Denied, what)
+	for _, d := range s.Docs {
+		text := "none in force"
+		if d.Version > 0 {
+			text = fmt.Sprintf("version %d, until %s", d.Version, d.Expires.Format(time.RFC3339))
+		}
+		fmt.Fprintf(w, "%s\t%s\n", d.Document, text)
+		if d.Refusal != "" {
+			fmt.Fprintf(w, "\trefused: %s\n", d.Refusal)
+		}
+	}
+	if len(s.Exempt) > 0 {
+		fmt.Fprintf(w, "exempt\t%s\n", strings.Join(s.Exempt, ", "))
+	}
+	if s.Blocked != "" {
+		fmt.Fprintf(w, "blocked\t%s\n", s.Blocked)
+	}
+	if s.Problem != "" {
+		fmt.Fprintf(w, "problem\t%s\n", strings.ReplaceAll(s.Problem, "\n", "; "))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return printOpenings(out, s)
+}
+
+func printOpenings(out io.Writer, s agent.Status) error {
+	if len(s.Openings)+len(s.Pending)+len(s.Refused) == 0 {
+		fmt.Fprintln(out, "\nnothing is open")
+		return nil
+	}
+	fmt.Fprintln(out)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "STATE\tPORT\tSOURCE\tLEFT\tREQUESTOR\tREASON\tGRANT")
+	row := func(state string, o agent.OpeningStatus, left string) {
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\n", state, o.Port, abridge(o.Sources), left, printable(o.Requestor), printable(o.Reason), o.Grant)
+	}
+	for _, o := range s.Openings {
+		row("open", o, (time.Duration(o.SecondsLeft) * time.Second).String())
+	}
+	for _, o := range s.Pending {
+		row("pending", o, "from "+o.Start.Format(time.RFC3339))
+	}
+	for _, o := range s.Refused {
+		row("refused", o, o.Refusal)
+	}
+	return w.Flush()
+}
+
+func abridge(list []string) string {
+	const most = 3
+	if len(list) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ","), len(list)-most)
+	}
+	return strings.Join(list, ",")
+}
+
+// printable keeps what others wrote from steering the terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+func newLockdown() *cobra.Command {
+	var config string
+	c := &cobra.Command{
+		Use:   "lockdown",
+		Short: "Close every opening now",
+		Long: `Closes every opening now. The grants that made them do not open anything again,
+nor do listed grants that have not begun; new grants do.`,
+		Example: "  jitgate lockdown",
+		Args:    positional(0, 0, "no argument"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := callAgent(c.Context(), config, http.MethodPost, "/v1/lockdown", nil); err != nil {
+				return err
+			}
+			fmt.Fprintln(c.OutOrStdout(), "every opening is closed")
+			return nil
+		},
+	}
+	configFlag(c, &config)
+	return c
+}

@@ -1,0 +1,184 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/policy"
+)
+
+func newTrust() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "trust",
+		Short: "Make a realm, or make a host part of one",
+	}, newTrustInit(), newTrustInstall())
+}
+
+// keyFile is where trust init leaves the key of a role.
+func keyFile(role policy.Role) string { return string(role) + ".key" }
+
+func newTrustInit() *cobra.Command {
+	var realm, out, scheme string
+	var valid time.Duration
+	c := &cobra.Command{
+		Use:   "init --realm NAME --out DIR",
+		Short: "Make a new realm: root, policy and grant keys, and a signed trust.json",
+		Long: `Makes a new realm in DIR: root.key, policy.key and grant.key (PKCS#8, mode
+0600) and trust.json, which says what each key may sign. Keep root.key offline:
+it is needed again only to change keys.`,
+		Example: "  jitgate trust init --realm acme --out keys",
+		Args:    positional(0, 0, "no argument"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := required(c, "realm", "out"); err != nil {
+				return err
+			}
+			digest, err := initRealm(out, realm, policy.Scheme(scheme), valid)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.OutOrStdout(), `Realm %s is in %s. Its trust document is %s.
+Keep root.key offline. On each host, as root:
+  jitgate trust install %s
+`, realm, out, digest, filepath.Join(out, agent.Trust.File()))
+			return nil
+		},
+	}
+	c.Flags().StringVar(&realm, "realm", "", "name of the realm, one for an organisation")
+	c.Flags().StringVar(&out, "out", "", "directory for the keys and trust.json")
+	c.Flags().StringVar(&scheme, "scheme", string(policy.Ed25519), "ed25519 or ecdsa-p256-sha256")
+	c.Flags().DurationVar(&valid, "valid", 5*365*24*time.Hour, "how long the trust document is valid")
+	return c
+}
+
+func initRealm(dir, realm string, scheme policy.Scheme, valid time.Duration) (digest policy.Digest, err error) {
+	now := time.Now().UTC().Truncate(time.Second)
+	t := policy.Trust{Header: policy.Header{Realm: realm, Version: 1, Issued: now, Expires: now.Add(valid)}}
+	private := map[string][]byte{}
+	var envelope policy.Envelope
+	for _, role := range []policy.Role{policy.RolePolicy, policy.RoleGrant, policy.RoleRoot} {
+		signer, err := newKey(scheme)
+		if err != nil {
+			return digest, err
+		}
+		key, err := policy.NewKey(signer.Public())
+		if err != nil {
+			return digest, err
+		}
+		holds := policy.RoleKeys{Name: role, Keys: []policy.KeyID{key.ID}, Threshold: 1}
+		if role == policy.RoleGrant {
+			holds.Epoch = 1
+		}
+		t.Keys, t.Roles = append(t.Keys, key), append(t.Roles, holds)
+		if private[keyFile(role)], err = encodeKey(signer); err != nil {
+			return digest, err
+		}
+		if role == policy.RoleRoot { // the last: the document is complete
+			envelope = policy.Envelope{Type: policy.TypeTrust, Payload: t.Encode()}
+			if err := envelope.Sign(signer); err != nil {
+				return digest, err
+			}
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return digest, err
+	}
+	for _, role := range []policy.Role{policy.RoleRoot, policy.RolePolicy, policy.RoleGrant} {
+		path := filepath.Join(dir, keyFile(role))
+		if err := createFile(path, private[keyFile(role)], 0o600); err != nil {
+			if errors.Is(err, fs.ErrExist) {
+				return digest, fmt.Errorf("%s is there already: a realm is never overwritten, choose another --out", path)
+			}
+			return digest, err
+		}
+	}
+	return envelope.Digest(), createFile(filepath.Join(dir, agent.Trust.File()), envelope.Encode(), 0o644)
+}
+
+func newTrustInstall() *cobra.Command {
+	var config string
+	var replace bool
+	c := &cobra.Command{
+		Use:   "install FILE",
+		Short: "On a host, as root: put the first trust document in place and pin it",
+		Long: `Puts a realm's trust document into the agent's inbox and writes its digest as
+trust_pin into the settings. From then on the host follows that realm only. A
+running agent reads the pin when it is restarted.`,
+		Example: "  jitgate trust install keys/trust.json",
+		Args:    positional(1, 1, "one file"),
+		RunE: func(c *cobra.Command, args []string) error {
+			raw, v, err := trustFile(c, args[0])
+			if err != nil {
+				return err
+			}
+			settings, err := agent.LoadSettings(config)
+			if err != nil {
+				return err
+			}
+			if none := (policy.Digest{}); settings.TrustPin != none && settings.TrustPin != v.Digest() && !replace {
+				return fmt.Errorf("%s already pins %s: --replace makes this host part of the other realm", config, settings.TrustPin)
+			}
+			if err := os.MkdirAll(settings.InboxDir, 0o755); err != nil {
+				return err
+			}
+			if err := writePin(c, config, v.Digest()); err != nil {
+				return err
+			}
+			if err := writeOutput(c, filepath.Join(settings.InboxDir, agent.Trust.File()), raw, 0o644); err != nil {
+				return err
+			}
+			fmt.Fprintf(c.OutOrStdout(), "This host trusts realm %s (%s). Restart the agent if it is running.\n", v.Document().Realm, v.Digest())
+			return nil
+		},
+	}
+	c.Flags().StringVar(&config, "config", agent.DefaultConfig, "the agent's settings")
+	c.Flags().BoolVar(&replace, "replace", false, "leave the realm this host belongs to")
+	return c
+}
+
+var (
+	pinLine   = regexp.MustCompile(`(?m)^[ \t]*trust_pin[ \t]*=.*$`)
+	tableLine = regexp.MustCompile(`(?m)^[ \t]*\[`)
+)
+
+// writePin sets trust_pin in a settings file and leaves everything else of
+// it, comments included, as it was.
+func writePin(c *cobra.Command, path string, pin policy.Digest) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	edited := setPin(string(text), pin)
+	if s, err := agent.ParseSettings([]byte(edited)); err != nil || s.TrustPin != pin {
+		return fmt.Errorf("%s: trust_pin cannot be set here: write trust_pin = %q by hand", path, pin)
+	}
+	return writeOutput(c, path, []byte(edited), info.Mode().Perm())
+}
+
+func setPin(text string, pin policy.Digest) string {
+	line := fmt.Sprintf("trust_pin = %q", pin)
+	// Names after the first table header belong to that table.
+	top, tables := text, ""
+	if at := tableLine.FindStringIndex(text); at != nil {
+		top, tables = text[:at[0]], text[at[0]:]
+	}
+	if pinLine.MatchString(top) {
+		return pinLine.ReplaceAllLiteralString(top, line) + tables
+	}
+	if top != "" && !strings.HasSuffix(top, "\n") {
+		top += "\n"
+	}
+	return top + line + "\n" + tables
+}

@@ -1,0 +1,156 @@
+#!/bin/bash
+# The main job of jitgate, for real: a real sshd behind the guard, a real ssh
+# in front of it, on this kernel, in two network namespaces of their own. The
+# machine's own network and firewall are not touched and nothing is left
+# behind.
+#
+#   demo.sh PATH-TO-JITGATE
+set -u
+
+jitgate=$(realpath "${1:?usage: demo.sh PATH-TO-JITGATE}")
+if [ "$(id -u)" != 0 ]; then
+	echo "demo: network namespaces need root: run this as root" >&2
+	exit 1
+fi
+
+vm=jitgate-vm-$$ admin=jitgate-admin-$$
+vm_address=10.213.7.1 admin_address=10.213.7.2 other_address=10.213.7.3
+dir=$(mktemp -d /tmp/jitgate-demo.XXXXXX)
+agent= sshd= failed=0
+made_run_sshd=
+
+cleanup() {
+	for pid in $agent $sshd; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
+	ip netns del "$vm" 2>/dev/null
+	ip netns del "$admin" 2>/dev/null
+	[ -z "$made_run_sshd" ] || rmdir /run/sshd 2>/dev/null
+	rm -rf "$dir"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+began=$(date +%s%N)
+say() { # MARK TEXT
+	local now=$((($(date +%s%N) - began) / 1000000))
+	printf '%6d.%03d s  %s %s\n' $((now / 1000)) $((now % 1000)) "$1" "$2"
+}
+# expect open|closed TEXT [SOURCE]: logs in for real and says whether that went
+# as it should. Closed means that no TCP connection came about, not that
+# something was slow.
+expect() {
+	local got source=${3:-$admin_address} answer from to wait=5
+	[ "$1" = open ] || wait=1 # a dropped packet looks like a host that is not there
+	from=$(date +%s%N)
+	answer=$(login "$source" $wait 'echo "in from ${SSH_CONNECTION%% *}"' 2>&1)
+	to=$((($(date +%s%N) - from) / 1000000))
+	case $answer in
+	"in from $source") got=open ;;
+	*"port 22: Connection timed out"*) got=closed ;;
+	*) got="\"$answer\"" ;;
+	esac
+	if [ "$got" = "$1" ]; then
+		say ✓ "$2 ($to ms)"
+	else
+		say ✗ "$2: expected $1, found $got"
+		failed=1
+	fi
+}
+login() { # SOURCE SECONDS COMMAND
+	ip netns exec "$admin" ssh -F none -b "$1" -i "$dir/id" -o BatchMode=yes -o ConnectTimeout="$2" -o IdentitiesOnly=yes \
+		-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR "root@$vm_address" "$3"
+}
+start_agent() {
+	ip netns exec "$vm" "$jitgate" agent run --config "$dir/agent.toml" 2>>"$dir/agent.log" &
+	agent=$!
+	for _ in $(seq 100); do
+		"$jitgate" status --config "$dir/agent.toml" >/dev/null 2>&1 && return
+		sleep 0.05
+	done
+	say ✗ "the agent did not start: $(tail -1 "$dir/agent.log")"
+	exit 1
+}
+must() { "$@" >>"$dir/setup.log" 2>&1 || { say ✗ "$*: $(tail -1 "$dir/setup.log")"; exit 1; }; }
+
+# Two machines: "vm", which is guarded, and "admin", which wants in.
+must ip netns add "$vm"
+must ip netns add "$admin"
+must ip link add v0 netns "$vm" type veth peer name a0 netns "$admin"
+must ip -n "$vm" addr add $vm_address/24 dev v0
+must ip -n "$admin" addr add $admin_address/24 dev a0
+must ip -n "$admin" addr add $other_address/24 dev a0
+for n in "$vm lo" "$vm v0" "$admin lo" "$admin a0"; do must ip -n "${n% *}" link set "${n#* }" up; done
+
+# A real sshd on the vm, with keys of its own.
+[ -d /run/sshd ] || { mkdir /run/sshd && made_run_sshd=1; }
+must ssh-keygen -q -t ed25519 -N '' -f "$dir/hostkey"
+must ssh-keygen -q -t ed25519 -N '' -f "$dir/id"
+cat >"$dir/sshd_config" <<-END
+	ListenAddress $vm_address:22
+	HostKey $dir/hostkey
+	AuthorizedKeysFile $dir/id.pub
+	PermitRootLogin prohibit-password
+	StrictModes no
+	UsePAM yes
+	PrintMotd no
+	PidFile none
+END
+ip netns exec "$vm" "$(command -v sshd || echo /usr/sbin/sshd)" -D -e -f "$dir/sshd_config" 2>"$dir/sshd.log" &
+sshd=$!
+
+# A realm, a policy for the vm, and an agent that guards it.
+must "$jitgate" trust init --realm demo --out "$dir/keys"
+cat >"$dir/agent.toml" <<-END
+	host_id   = "vm"
+	mode      = "enforce"
+	guard     = [22]
+	inbox_dir = "$dir/inbox"
+	state_dir = "$dir/state"
+	socket    = "$dir/agent.sock"
+END
+must "$jitgate" trust install --config "$dir/agent.toml" "$dir/keys/trust.json"
+cat >"$dir/policy.json" <<-END
+	{"realm": "demo", "version": 1, "issued": "$(date -u +%FT%TZ)", "expires": "$(date -u -d '+1 day' +%FT%TZ)",
+	 "host": {"id": "vm"},
+	 "ports": [{"number": 22, "protocol": "TCP", "allowedSourceAddressPrefixes": ["10.213.7.0/24"],
+	            "maxRequestAccessDuration": "PT1H", "sessionsAtEnd": "keep"}]}
+END
+must "$jitgate" sign --type policy --key "$dir/keys/policy.key" "$dir/policy.json" -o "$dir/keys/policy.json"
+
+say · "sshd runs on vm ($vm_address), nothing guards it yet"
+expect open "logged in: the sshd is real and reachable"
+start_agent
+cp "$dir/keys/policy.json" "$dir/inbox/.policy.json"
+must mv "$dir/inbox/.policy.json" "$dir/inbox/policy.json"
+say · "jitgate guards port 22 on vm"
+expect closed "refused: nobody has a grant"
+
+must "$jitgate" grant --dir "$dir/keys" --host vm --port 22 --source $admin_address --for 6s --reason demo -o "$dir/inbox/grants.json"
+granted=$(date +%s%N)
+until "$jitgate" status --json --config "$dir/agent.toml" | jq -e '.openings | length > 0' >/dev/null; do :; done
+say · "a grant for $admin_address, 6 seconds, signed and dropped into the inbox; the agent says it is open"
+expect open "logged in by ssh from $admin_address"
+expect closed "refused: $other_address has no grant" $other_address
+left=$((6300 - ($(date +%s%N) - granted) / 1000000)) # milliseconds
+[ $left -le 0 ] || sleep $((left / 1000)).$(printf %03d $((left % 1000)))
+expect closed "refused: the time is up, the kernel closed the port"
+
+ip netns exec "$vm" nft flush ruleset 2>>"$dir/setup.log"
+say · "a stranger ran: nft flush ruleset"
+sleep 0.1
+expect closed "still refused"
+
+kill -9 "$agent"
+wait "$agent" 2>/dev/null
+agent=
+say · "the agent was killed (SIGKILL)"
+expect closed "still refused"
+
+echo
+echo "The record ($dir/state/audit, gone in a moment):"
+jq -r '"  \(.seq)  \(.time[11:23])  \(.event)  \(.message)"' "$dir"/state/audit/*.jsonl
+
+if [ $failed != 0 ]; then
+	echo "demo: a step did not hold" >&2
+	tail -n 5 "$dir"/agent.log "$dir"/sshd.log >&2
+fi
+exit $failed

@@ -1,0 +1,313 @@
+// Package firewall describes a guard and the changes that lead to it. It is
+// pure: a Backend (firewall/nft, firewall/winfw) translates a Plan to one
+// platform and does the I/O.
+//
+// The caller says the whole desired state as a Ruleset; Diff compares it with
+// what a Backend observed and returns the smallest Plan. Applying the same
+// Ruleset twice changes nothing the second time.
+package firewall
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Protocol is an IP protocol number (IANA). Zero stands for any.
+type Protocol uint8
+
+// The guarded protocols.
+const (
+	TCP Protocol = 6
+	UDP Protocol = 17
+)
+
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	}
+	return fmt.Sprintf("protocol-%d", uint8(p))
+}
+
+// Port is a guarded range of ports: a packet to one of them is dropped unless
+// an Opening admits it.
+type Port struct {
+	Protocol    Protocol
+	First, Last uint16 // inclusive
+	// Cut ends established sessions together with the opening that let them
+	// in. Without it they go on.
+	Cut bool
+}
+
+func (p Port) String() string {
+	s := fmt.Sprintf("%d/%s", p.First, p.Protocol)
+	if p.First != p.Last {
+		s = fmt.Sprintf("%d-%d/%s", p.First, p.Last, p.Protocol)
+	}
+	if p.Cut {
+		s += " cut"
+	}
+	return s
+}
+
+// BootTime is an instant on the clock that counts since boot, suspend
+// included (CLOCK_BOOTTIME), which nobody can set.
+type BootTime time.Duration
+
+// Never is the end of an element that has none. No Ruleset asks for it; an
+// observed one is a mistake somebody made by hand, and is closed.
+const Never BootTime = 1<<63 - 1
+
+// Sub returns the time from u to t.
+func (t BootTime) Sub(u BootTime) time.Duration { return time.Duration(t - u) }
+
+// Add returns the instant d after t.
+func (t BootTime) Add(d time.Duration) BootTime { return t + BootTime(d) }
+
+// Door identifies an opening: packets from Source to Port. The zero Protocol
+// and Port stand for every guarded port.
+type Door struct {
+	Source   netip.Prefix // masked; never an IPv4-mapped IPv6 prefix
+	Protocol Protocol
+	Port     uint16
+}
+
+func (d Door) String() string {
+	if d.Protocol == 0 {
+		return fmt.Sprintf("%s to every guarded port", d.Source)
+	}
+	return fmt.Sprintf("%s to %d/%s", d.Source, d.Port, d.Protocol)
+}
+
+func (d Door) compare(o Door) int {
+	return cmp.Or(
+		cmp.Compare(d.Protocol, o.Protocol),
+		cmp.Compare(d.Port, o.Port),
+		d.Source.Addr().Compare(o.Source.Addr()),
+		cmp.Compare(d.Source.Bits(), o.Source.Bits()),
+	)
+}
+
+// End is when an opening ends and what it is called. The platform closes it
+// on time by itself where it can (nftables), with the agent dead or alive.
+type End struct {
+	Until BootTime
+	Label string // for people who list the platform's rules: the grant's id
+}
+
+// Ruleset is a whole guard. The zero Ruleset guards nothing.
+type Ruleset struct {
+	Ports []Port
+	// Observe counts what a guard would drop, and drops nothing.
+	Observe  bool
+	Openings map[Door]End
+}
+
+// Observed is what a Backend found on the platform.
+type Observed struct {
+	Ruleset
+	// Intact says that every rule is as Ports and Observe ask, and nothing
+	// else stands in the guard. If not, the rules are written again.
+	Intact bool
+}
+
+// Plan is the way from what was observed to what is wanted. It is a value:
+// print it, test it, hand it to a Backend.
+type Plan struct {
+	// Rules says that the rules are to be written as Ports and Observe say.
+	// Openings that are not in Open or Close stay as they are.
+	Rules   bool
+	Ports   []Port
+	Observe bool
+	Close   []Door
+	Open    []Change
+}
+
+// Change sets the end of one opening.
+type Change struct {
+	Door
+	End
+	Was BootTime // its end so far; 0: it was closed
+}
+
+// Slack is how far an observed end may lie from the wanted one before the
+// opening is set again. Kernels count in ticks of up to 10 ms and start when
+// the message arrives.
+const Slack = 250 * time.Millisecond
+
+// Diff returns the plan that leads from have to want.
+func Diff(have Observed, want Ruleset) Plan {
+	p := Plan{Ports: want.Ports, Observe: want.Observe}
+	p.Rules = !have.Intact || have.Observe != want.Observe || !slices.Equal(have.Ports, want.Ports)
+	for door, end := range want.Openings {
+		had, ok := have.Openings[door]
+		if !ok {
+			p.Open = append(p.Open, Change{Door: door, End: end})
+		} else if off := end.Until.Sub(had.Until); off > Slack || off < -Slack {
+			p.Open = append(p.Open, Change{Door: door, End: end, Was: had.Until})
+		}
+	}
+	for door := range have.Openings {
+		if _, ok := want.Openings[door]; !ok {
+			p.Close = append(p.Close, door)
+		}
+	}
+	slices.SortFunc(p.Open, func(a, b Change) int { return a.compare(b.Door) })
+	slices.SortFunc(p.Close, Door.compare)
+	return p
+}
+
+// Empty reports whether there is nothing to do.
+func (p Plan) Empty() bool { return !p.Rules && len(p.Close) == 0 && len(p.Open) == 0 }
+
+// ClosesOnly returns the part of the plan that needs no record: what closes
+// or ends sooner. have is what the plan starts from. A port guarded so far
+// stays guarded, and a guard that drops goes on dropping.
+func (p Plan) ClosesOnly(have Observed) Plan {
+	q := p
+	q.Open = nil
+	for _, c := range p.Open {
+		if c.Was != 0 && c.Until < c.Was {
+			q.Open = append(q.Open, c)
+		}
+	}
+	if p.Rules {
+		q.Observe = p.Observe && have.Observe
+		q.Ports = Union(p.Ports, have.Ports)
+	}
+	return q
+}
+
+// Union returns ports that guard what a or b guards. Where both do, the entry
+// that cuts sessions stands first, and the first entry for a packet decides.
+func Union(a, b []Port) []Port {
+	all := slices.Concat(a, b)
+	slices.SortFunc(all, comparePort)
+	return slices.Compact(all)
+}
+
+func comparePort(p, q Port) int {
+	rank := func(p Port) int {
+		if p.Cut {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(rank(p), rank(q)), cmp.Compare(p.Protocol, q.Protocol),
+		cmp.Compare(p.First, q.First), cmp.Compare(p.Last, q.Last))
+}
+
+// Apply returns the ruleset that holds after p. It is what a Backend does,
+// less the platform: fakes and callers that remember use it.
+func (p Plan) Apply(have Ruleset) Ruleset {
+	out := Ruleset{Ports: have.Ports, Observe: have.Observe, Openings: make(map[Door]End, len(have.Openings)+len(p.Open))}
+	if p.Rules {
+		out.Ports, out.Observe = p.Ports, p.Observe
+	}
+	for door, end := range have.Openings {
+		out.Openings[door] = end
+	}
+	for _, door := range p.Close {
+		delete(out.Openings, door)
+	}
+	for _, c := range p.Open {
+		out.Openings[c.Door] = c.End
+	}
+	return out
+}
+
+// Describe writes the plan for people, with times counted from now.
+func (p Plan) Describe(now BootTime) string {
+	if p.Empty() {
+		return "nothing to change\n"
+	}
+	var b strings.Builder
+	if p.Rules {
+		verb := "guard"
+		if p.Observe {
+			verb = "observe"
+		}
+		for _, port := range p.Ports {
+			fmt.Fprintf(&b, "%s %s\n", verb, port)
+		}
+		if len(p.Ports) == 0 {
+			b.WriteString("guard no port\n")
+		}
+	}
+	for _, door := range p.Close {
+		fmt.Fprintf(&b, "close %s\n", door)
+	}
+	for _, c := range p.Open {
+		verb := "open"
+		if c.Was != 0 && c.Until < c.Was {
+			verb = "shorten"
+		} else if c.Was != 0 {
+			verb = "extend"
+		}
+		fmt.Fprintf(&b, "%s %s for %s (%s)\n", verb, c.Door, c.Until.Sub(now).Round(time.Second), c.Label)
+	}
+	return b.String()
+}
+
+// ErrConflict is returned by Apply when the platform holds something else
+// than was applied: somebody writes there too, or an answer was lost. Observe
+// again.
+var ErrConflict = errors.New("the firewall is not as written")
+
+// Backend keeps one guard on one platform. It is used by one goroutine.
+type Backend interface {
+	// Observe reads the guard. A platform without one gives the zero
+	// Observed and no error.
+	Observe(ctx context.Context) (Observed, error)
+	// Apply carries out p, all or nothing. After an error the state of the
+	// platform is unknown until the next Observe.
+	Apply(ctx context.Context, p Plan) error
+	// Changes receives after somebody else changed the guard. It is nil where
+	// the platform lets nobody.
+	Changes() <-chan struct{}
+	// Denied returns how many packets the guard has dropped, or would have
+	// where it only observes, since it was made.
+	Denied(ctx context.Context) (uint64, error)
+	// Remove takes the guard away and leaves nothing behind.
+	Remove(ctx context.Context) error
+	// Describe says in a few words what holds the guard, for status.
+	Describe() string
+	// Close lets go of the platform. The guard and its openings stay.
+	Close() error
+}
+
+// ParsePort reads what Port.String writes.
+func ParsePort(s string) (Port, error) {
+	bad := fmt.Errorf("%q is not a port like 22/tcp or 5985-5986/tcp cut", s)
+	var p Port
+	s, p.Cut = strings.CutSuffix(s, " cut")
+	numbers, protocol, ok := strings.Cut(s, "/")
+	switch {
+	case ok && protocol == "tcp":
+		p.Protocol = TCP
+	case ok && protocol == "udp":
+		p.Protocol = UDP
+	default:
+		return Port{}, bad
+	}
+	first, last, isRange := strings.Cut(numbers, "-")
+	if !isRange {
+		last = first
+	}
+	a, err1 := strconv.ParseUint(first, 10, 16)
+	z, err2 := strconv.ParseUint(last, 10, 16)
+	if err1 != nil || err2 != nil || a == 0 || z < a {
+		return Port{}, bad
+	}
+	p.First, p.Last = uint16(a), uint16(z)
+	return p, nil
+}

@@ -1,0 +1,122 @@
+// Package fwtest holds a Backend that behaves like a kernel without being
+// one, and the one conformance suite that every Backend passes, the fake
+// first.
+package fwtest
+
+import (
+	"context"
+	"errors"
+	"maps"
+
+	"github.com/jitgate/jitgate/firewall"
+)
+
+// Fake is a firewall.Backend in memory. Its openings end by themselves when
+// its clock reaches their end, as the kernel's do.
+type Fake struct {
+	Now func() firewall.BootTime
+	// Fail, if not nil, is asked before every Apply; its error is returned
+	// and nothing changes.
+	Fail func(firewall.Plan) error
+	// Applied counts the plans that were carried out.
+	Applied int
+
+	rules  firewall.Ruleset
+	exists bool
+	broken bool
+	drops  uint64
+}
+
+var _ firewall.Backend = (*Fake)(nil)
+
+// ErrForever is returned for an opening without an end, which a kernel would
+// keep open for ever.
+var ErrForever = errors.New("fake: an opening without an end")
+
+// Observe implements firewall.Backend.
+func (f *Fake) Observe(context.Context) (firewall.Observed, error) {
+	f.expire()
+	o := firewall.Observed{Ruleset: f.rules, Intact: f.exists && !f.broken}
+	o.Openings = maps.Clone(f.rules.Openings)
+	return o, nil
+}
+
+// Apply implements firewall.Backend.
+func (f *Fake) Apply(_ context.Context, p firewall.Plan) error {
+	if p.Empty() {
+		return nil
+	}
+	if f.Fail != nil {
+		if err := f.Fail(p); err != nil {
+			return err
+		}
+	}
+	for _, c := range p.Open {
+		if c.Until == firewall.Never {
+			return ErrForever
+		}
+	}
+	f.rules = p.Apply(f.rules)
+	f.exists = true
+	f.broken = f.broken && !p.Rules
+	f.Applied++
+	f.expire()
+	return nil
+}
+
+// Tamper does what a stranger with root can: it flushes the rules, and with
+// all set the openings too.
+func (f *Fake) Tamper(all bool) {
+	f.broken = true
+	if all {
+		f.rules.Openings = nil
+	}
+}
+
+// Admits reports whether a packet passes the guard.
+func (f *Fake) Admits(d firewall.Door) bool {
+	f.expire()
+	if f.broken || !guards(f.rules.Ports, d) || f.rules.Observe {
+		return true
+	}
+	for open := range f.rules.Openings {
+		if open.Source.Bits() <= d.Source.Bits() && open.Source.Contains(d.Source.Addr()) &&
+			(open.Protocol == 0 || open.Protocol == d.Protocol && open.Port == d.Port) {
+			return true
+		}
+	}
+	f.drops++
+	return false
+}
+
+func guards(ports []firewall.Port, d firewall.Door) bool {
+	for _, p := range ports {
+		if p.Protocol == d.Protocol && p.First <= d.Port && d.Port <= p.Last {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *Fake) expire() {
+	now := f.Now()
+	maps.DeleteFunc(f.rules.Openings, func(_ firewall.Door, e firewall.End) bool { return e.Until <= now })
+}
+
+// Changes implements firewall.Backend.
+func (f *Fake) Changes() <-chan struct{} { return nil }
+
+// Denied implements firewall.Backend.
+func (f *Fake) Denied(context.Context) (uint64, error) { return f.drops, nil }
+
+// Remove implements firewall.Backend.
+func (f *Fake) Remove(context.Context) error {
+	f.rules, f.exists, f.broken, f.drops = firewall.Ruleset{}, false, false, 0
+	return nil
+}
+
+// Describe implements firewall.Backend.
+func (f *Fake) Describe() string { return "in memory" }
+
+// Close implements firewall.Backend.
+func (f *Fake) Close() error { return nil }

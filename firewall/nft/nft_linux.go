@@ -1,0 +1,300 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/jitgate/jitgate/firewall"
+)
+
+// Backend keeps the guard in the network namespace it was opened in.
+type Backend struct {
+	socket *transport
+	encode *encoder
+	now    func() firewall.BootTime
+
+	known    bool // the fields below are as the kernel has them
+	table    tableState
+	sets     map[setID]bool
+	mendable bool // the base chain has the hook it should have
+
+	watch *monitor // only while others can change the table
+}
+
+var _ firewall.Backend = (*Backend)(nil)
+
+// Open connects to nf_tables. now reads CLOCK_BOOTTIME. Nothing changes until
+// Apply.
+func Open(now func() firewall.BootTime) (*Backend, error) {
+	socket, err := dial()
+	if err != nil {
+		return nil, explain(fmt.Errorf("open netlink: %w", err))
+	}
+	encode, err := newEncoder()
+	if err != nil {
+		socket.close()
+		return nil, err
+	}
+	b := &Backend{socket: socket, encode: encode, now: now}
+	if _, err := socket.table(); err != nil {
+		socket.close()
+		return nil, explain(err)
+	}
+	return b, nil
+}
+
+// Close closes the socket. The table stays, an orphan that a later process
+// takes over; its openings run out on time.
+func (b *Backend) Close() error {
+	err := b.socket.close()
+	if b.watch != nil {
+		err = errors.Join(err, b.watch.close())
+	}
+	return err
+}
+
+// Changes implements firewall.Backend.
+func (b *Backend) Changes() <-chan struct{} {
+	if b.watch == nil {
+		return nil
+	}
+	return b.watch.changes
+}
+
+// ErrOwned says that another live process owns the table.
+var ErrOwned = errors.New("table inet " + TableName + " belongs to another running process: is an agent running here already?")
+
+// explain adds what to do to the errors an administrator can do something
+// about.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w: nftables needs CAP_NET_ADMIN, run as root", err)
+	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("%w: this kernel seems to lack nf_tables or one of its parts, try modprobe nf_tables nft_fib_inet nft_ct nft_log", err)
+	}
+	return err
+}
+
+// Observe implements firewall.Backend.
+func (b *Backend) Observe(context.Context) (firewall.Observed, error) {
+	b.known = false
+	o, err := b.observe()
+	if err != nil {
+		return firewall.Observed{}, explain(err)
+	}
+	b.known = true
+	return o, nil
+}
+
+func (b *Backend) observe() (o firewall.Observed, err error) {
+	o.Openings = map[firewall.Door]firewall.End{}
+	b.sets, b.mendable = map[setID]bool{}, true
+	if b.table, err = b.socket.table(); err != nil || !b.table.exists {
+		return o, err
+	}
+	chains, err := b.socket.chains()
+	if err != nil {
+		return o, err
+	}
+	intact, mendable := chainsIntact(chains)
+	sets, err := b.socket.sets()
+	if err != nil {
+		return o, err
+	}
+	now := b.now()
+	for name, state := range sets {
+		id, ok := parseSetID(name)
+		if !ok {
+			continue // not one of our names: no rule of ours looks there
+		}
+		if !id.mine(state) {
+			mendable = false
+			continue
+		}
+		b.sets[id] = true
+		if err := b.socket.openings(id, o.Openings, now); err != nil {
+			return o, err
+		}
+	}
+	if b.mendable = mendable; !mendable {
+		// The table will have to go, and its elements with it.
+		o.Openings = map[firewall.Door]firewall.End{}
+		return o, nil
+	}
+	rules, err := b.socket.rules()
+	if err != nil {
+		return o, err
+	}
+	ports, ok := portsOf(rules[chainPre.Name])
+	if !ok || !intact {
+		return o, nil
+	}
+	o.Ports = ports
+	// Enforcing or observing: whichever asks for exactly these rules.
+	for _, observe := range []bool{false, true} {
+		o.Observe = observe
+		o.Intact, err = b.encode.rulesIntact(rules, o.Ruleset, slices.Collect(maps.Keys(b.sets)))
+		if err != nil || o.Intact {
+			break
+		}
+	}
+	o.Intact = o.Intact && b.table.flags&flagDormant == 0
+	return o, err
+}
+
+// Apply implements firewall.Backend.
+func (b *Backend) Apply(ctx context.Context, p firewall.Plan) error {
+	if p.Empty() {
+		return nil
+	}
+	if !b.known {
+		if _, err := b.Observe(ctx); err != nil {
+			return err
+		}
+	}
+	if b.table.flags&flagOwner != 0 && b.table.owner != b.socket.port {
+		return ErrOwned
+	}
+	wroteRules, err := b.apply(p)
+	if err != nil {
+		b.known = false
+		return explain(err)
+	}
+	if !wroteRules {
+		return nil
+	}
+	if b.watch == nil && b.table.flags&flagOwner == 0 {
+		if b.watch, err = newMonitor(b.socket.port); err != nil {
+			return err
+		}
+	}
+	// Somebody else may write here where the table has no owner: look.
+	have, err := b.Observe(ctx)
+	if err != nil {
+		return err
+	}
+	want := firewall.Ruleset{Ports: p.Ports, Observe: p.Observe, Openings: have.Openings}
+	if !firewall.Diff(have, want).Empty() {
+		b.known = false
+		return firewall.ErrConflict
+	}
+	return nil
+}
+
+// apply sends p and reports whether it wrote rules.
+func (b *Backend) apply(p firewall.Plan) (wroteRules bool, err error) {
+	ids := map[setID]bool{}
+	if b.mendable {
+		ids = maps.Clone(b.sets)
+	}
+	for _, id := range commonSets {
+		ids[id] = true
+	}
+	for _, c := range p.Open {
+		ids[setOf(c.Door)] = true
+	}
+	for _, d := range p.Close {
+		ids[setOf(d)] = true
+	}
+	wroteRules = p.Rules || !b.table.exists || !b.mendable || len(ids) != len(b.sets)
+	if wroteRules {
+		r := firewall.Ruleset{Ports: p.Ports, Observe: p.Observe}
+		if err := b.encode.writeRules(r, slices.Collect(maps.Keys(ids))); err != nil {
+			return false, err
+		}
+	}
+	if err := b.encode.writeElements(p, b.now()); err != nil {
+		return false, err
+	}
+	messages, err := b.encode.take()
+	if err != nil {
+		return false, err
+	}
+	if err := b.commit(messages); err != nil {
+		return false, err
+	}
+	b.sets = ids
+	return wroteRules, nil
+}
+
+// commit sends messages after whatever makes the table ours.
+func (b *Backend) commit(messages []netlink.Message) error {
+	ours := b.table.exists && b.table.flags&flagOwner != 0 // Apply refused any other owner
+	if ours && b.mendable {
+		return b.socket.commit(messages)
+	}
+	var head []netlink.Message
+	if b.table.exists && !b.mendable {
+		// Somebody made the table, or a base chain or set in it, unlike ours,
+		// and the kernel cannot change those in place.
+		m, err := deleteTable()
+		if err != nil {
+			return err
+		}
+		head = append(head, m)
+	}
+	for _, flags := range b.possibleFlags() {
+		m, err := newTable(flags)
+		if err != nil {
+			return err
+		}
+		err = b.socket.commit(slices.Concat(head, []netlink.Message{m}, messages))
+		if err == nil {
+			// What the kernel holds now; an observation confirms it.
+			b.table = tableState{exists: true, flags: flags, owner: b.socket.port}
+			b.mendable = true
+			return nil
+		}
+		// Kernels before 6.9 refuse the flags, and so does a table made
+		// without them. Anything else fails again without flags, and says so.
+		if flags == 0 || !(errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) {
+			return err
+		}
+	}
+	return nil
+}
+
+// possibleFlags returns what to try, best first. Owner without persist is
+// never tried: that table dies with its process, and the ports are open.
+func (b *Backend) possibleFlags() []uint32 {
+	if b.table.exists && b.mendable && !b.table.orphan() {
+		return []uint32{0}
+	}
+	return []uint32{flagOwner | flagPersist, 0}
+}
+
+// Denied implements firewall.Backend.
+func (b *Backend) Denied(context.Context) (uint64, error) { return b.socket.denied() }
+
+// Remove implements firewall.Backend.
+func (b *Backend) Remove(ctx context.Context) error {
+	if _, err := b.Observe(ctx); err != nil || !b.table.exists {
+		return err
+	}
+	b.known = false
+	m, err := deleteTable()
+	if err != nil {
+		return err
+	}
+	return explain(b.socket.commit([]netlink.Message{m}))
+}
+
+// Describe implements firewall.Backend.
+func (b *Backend) Describe() string {
+	switch {
+	case !b.table.exists:
+		return "nftables: no table inet " + TableName
+	case b.table.flags&flagOwner != 0:
+		return "nftables: table inet " + TableName + ", owned: others cannot change it"
+	case b.table.orphan():
+		return "nftables: table inet " + TableName + ", its owner is gone: others can change it"
+	}
+	return "nftables: table inet " + TableName + ", not owned: this kernel lets others change it"
+}

@@ -1,0 +1,469 @@
+package nft
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/jitgate/jitgate/firewall"
+)
+
+// Missing in x/sys/unix.
+const (
+	tableOwner   = 7 // NFTA_TABLE_OWNER
+	policyAccept = 1 // NF_ACCEPT
+)
+
+// tableState is what the kernel says of the table itself.
+type tableState struct {
+	exists bool
+	flags  uint32
+	owner  uint32 // netlink port of the socket that owns it
+}
+
+func (t tableState) orphan() bool {
+	return t.exists && t.flags&(flagOwner|flagPersist) == flagPersist
+}
+
+func (t *transport) table() (tableState, error) {
+	answers, err := t.dump(unix.NFT_MSG_GETTABLE, unix.NFPROTO_INET, nil)
+	if err != nil {
+		return tableState{}, fmt.Errorf("list tables: %w", err)
+	}
+	for _, data := range answers {
+		state, name := tableState{exists: true}, ""
+		err := attributes(data, func(ad *netlink.AttributeDecoder) {
+			switch ad.Type() {
+			case unix.NFTA_TABLE_NAME:
+				name = ad.String()
+			case unix.NFTA_TABLE_FLAGS:
+				state.flags = ad.Uint32()
+			case tableOwner:
+				state.owner = ad.Uint32()
+			}
+		})
+		if err != nil {
+			return tableState{}, fmt.Errorf("read a table: %w", err)
+		}
+		if name == TableName {
+			return state, nil
+		}
+	}
+	return tableState{}, nil
+}
+
+// inTable asks for objects of our table only.
+var inTable = []netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(TableName + "\x00")}}
+
+// chainState is a chain as the kernel has it.
+type chainState struct {
+	name, kind string
+	hooked     bool
+	hook       uint32
+	priority   int32
+	policy     uint32
+}
+
+func (t *transport) chains() (map[string]chainState, error) {
+	// The kernel ignores the table's name when it lists chains.
+	answers, err := t.dump(unix.NFT_MSG_GETCHAIN, unix.NFPROTO_INET, nil)
+	if err != nil {
+		return nil, fmt.Errorf("list chains: %w", err)
+	}
+	out := map[string]chainState{}
+	for _, data := range answers {
+		var c chainState
+		of := ""
+		err := attributes(data, func(ad *netlink.AttributeDecoder) {
+			switch ad.Type() {
+			case unix.NFTA_CHAIN_TABLE:
+				of = ad.String()
+			case unix.NFTA_CHAIN_NAME:
+				c.name = ad.String()
+			case unix.NFTA_CHAIN_TYPE:
+				c.kind = ad.String()
+			case unix.NFTA_CHAIN_POLICY:
+				c.policy = ad.Uint32()
+			case unix.NFTA_CHAIN_HOOK:
+				c.hooked = true
+				ad.Nested(func(ad *netlink.AttributeDecoder) error {
+					for ad.Next() {
+						switch ad.Type() {
+						case unix.NFTA_HOOK_HOOKNUM:
+							c.hook = ad.Uint32()
+						case unix.NFTA_HOOK_PRIORITY:
+							c.priority = ad.Int32()
+						}
+					}
+					return nil
+				})
+			}
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read a chain: %w", err)
+		}
+		if of == TableName {
+			out[c.name] = c
+		}
+	}
+	return out, nil
+}
+
+// chainsIntact reports whether our chains are as they should be, and whether
+// what is wrong can be mended in place: a base chain's hook cannot.
+func chainsIntact(have map[string]chainState) (intact, mendable bool) {
+	intact, mendable = true, true
+	for _, c := range chains {
+		h, ok := have[c.Name]
+		switch {
+		case !ok:
+			intact = false
+		case c.Hooknum == nil && h.hooked,
+			c.Hooknum != nil && (!h.hooked || h.kind != string(c.Type) || h.hook != uint32(*c.Hooknum) || h.priority != int32(*c.Priority)):
+			intact, mendable = false, false
+		case c.Policy != nil && h.policy != policyAccept:
+			intact = false
+		}
+	}
+	return intact, mendable
+}
+
+// setState is a set as the kernel has it.
+type setState struct {
+	keyType, keyLen, flags uint32
+}
+
+func (t *transport) sets() (map[string]setState, error) {
+	answers, err := t.dump(unix.NFT_MSG_GETSET, unix.NFPROTO_INET, inTable)
+	if err != nil {
+		return nil, fmt.Errorf("list sets: %w", err)
+	}
+	out := map[string]setState{}
+	for _, data := range answers {
+		var s setState
+		name := ""
+		err := attributes(data, func(ad *netlink.AttributeDecoder) {
+			switch ad.Type() {
+			case unix.NFTA_SET_NAME:
+				name = ad.String()
+			case unix.NFTA_SET_FLAGS:
+				s.flags = ad.Uint32()
+			case unix.NFTA_SET_KEY_TYPE:
+				s.keyType = ad.Uint32()
+			case unix.NFTA_SET_KEY_LEN:
+				s.keyLen = ad.Uint32()
+			}
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read a set: %w", err)
+		}
+		out[name] = s
+	}
+	return out, nil
+}
+
+// mine reports whether a set is one of ours with the key and the flags it
+// should have. The kernel may add flags of its own to a concatenation.
+func (s setID) mine(have setState) bool {
+	const kinds = unix.NFT_SET_ANONYMOUS | unix.NFT_SET_CONSTANT | unix.NFT_SET_INTERVAL |
+		unix.NFT_SET_MAP | unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL | unix.NFT_SET_OBJECT
+	want := s.set()
+	return have.flags&kinds == unix.NFT_SET_TIMEOUT &&
+		have.keyLen == want.KeyType.Bytes && have.keyType == want.KeyType.GetNFTMagic()
+}
+
+// openings reads the elements of one set. now is the boot clock before the
+// kernel is asked.
+func (t *transport) openings(id setID, into map[firewall.Door]firewall.End, now firewall.BootTime) error {
+	answers, err := t.dump(unix.NFT_MSG_GETSETELEM, unix.NFPROTO_INET, []netlink.Attribute{
+		{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: []byte(TableName + "\x00")},
+		{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: []byte(id.String() + "\x00")},
+	})
+	if err != nil {
+		return fmt.Errorf("list elements of %s: %w", id, err)
+	}
+	for _, data := range answers {
+		err := attributes(data, func(ad *netlink.AttributeDecoder) {
+			if ad.Type() != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+				return
+			}
+			ad.Nested(func(list *netlink.AttributeDecoder) error {
+				for list.Next() {
+					list.Nested(func(ad *netlink.AttributeDecoder) error {
+						element(ad, id, into, now)
+						return nil
+					})
+				}
+				return nil
+			})
+		})
+		if err != nil {
+			return fmt.Errorf("read elements of %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+func element(ad *netlink.AttributeDecoder, id setID, into map[firewall.Door]firewall.End, now firewall.BootTime) {
+	end := firewall.End{Until: firewall.Never}
+	var key []byte
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_SET_ELEM_KEY:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if ad.Type() == unix.NFTA_DATA_VALUE {
+						key = ad.Bytes()
+					}
+				}
+				return nil
+			})
+		case unix.NFTA_SET_ELEM_EXPIRATION:
+			end.Until = now.Add(time.Duration(ad.Uint64()) * time.Millisecond)
+		case unix.NFTA_SET_ELEM_USERDATA:
+			end.Label, _ = userdata.GetString(ad.Bytes(), userdata.NFTNL_UDATA_SET_ELEM_COMMENT)
+		}
+	}
+	if door, ok := id.door(key); ok {
+		into[door] = end
+	}
+}
+
+// ruleState is a rule as the kernel has it or as we would send it.
+type ruleState struct {
+	chain       string
+	userdata    []byte
+	expressions []byte
+}
+
+func parseRule(data []byte) (r ruleState, err error) {
+	err = attributes(data, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case unix.NFTA_RULE_CHAIN:
+			r.chain = ad.String()
+		case unix.NFTA_RULE_USERDATA:
+			r.userdata = ad.Bytes()
+		case unix.NFTA_RULE_EXPRESSIONS:
+			r.expressions = ad.Bytes()
+		}
+	})
+	return r, err
+}
+
+func (t *transport) rules() (map[string][]ruleState, error) {
+	answers, err := t.dump(unix.NFT_MSG_GETRULE, unix.NFPROTO_INET, inTable)
+	if err != nil {
+		return nil, fmt.Errorf("list rules: %w", err)
+	}
+	out := map[string][]ruleState{}
+	for _, data := range answers {
+		r, err := parseRule(data)
+		if err != nil {
+			return nil, fmt.Errorf("read a rule: %w", err)
+		}
+		out[r.chain] = append(out[r.chain], r)
+	}
+	return out, nil
+}
+
+// portsOf reads the guarded ports from the comments of the pre chain's rules.
+// They are claims until the rules were compared with what the ports ask for.
+func portsOf(pre []ruleState) ([]firewall.Port, bool) {
+	var ports []firewall.Port
+	for _, r := range pre {
+		comment, _ := userdata.GetString(r.userdata, userdata.TypeComment)
+		p, err := firewall.ParsePort(comment)
+		if err != nil {
+			return nil, false
+		}
+		ports = append(ports, p)
+	}
+	return ports, true
+}
+
+// rulesIntact holds the kernel's rules against those the ruleset asks for.
+func (e *encoder) rulesIntact(have map[string][]ruleState, r firewall.Ruleset, ids []setID) (bool, error) {
+	sets, err := e.setsOf(ids)
+	if err != nil {
+		return false, err
+	}
+	for c, list := range rules(r, sets) {
+		if len(have[c.Name]) != len(list) {
+			return false, nil
+		}
+		for _, rule := range list {
+			e.conn.AddRule(rule)
+		}
+		messages, err := e.take()
+		if err != nil {
+			return false, err
+		}
+		for i, m := range messages {
+			want, err := parseRule(m.Data[genericLen:])
+			if err != nil {
+				return false, err
+			}
+			got := have[c.Name][i]
+			if !bytes.Equal(want.userdata, got.userdata) || !sameExpressions(want.expressions, got.expressions) {
+				return false, nil
+			}
+		}
+	}
+	// A rule in the pre chain is there for a port; with no port guarded the
+	// loop above has not seen the chain.
+	return len(r.Ports) > 0 || len(have[chainPre.Name]) == 0, nil
+}
+
+// sameExpressions compares a list of expressions as sent with one as dumped.
+// The kernel reports every attribute it was sent, in an order of its own, and
+// adds others it holds at zero.
+func sameExpressions(sent, got []byte) bool {
+	s, err := split(sent)
+	if err != nil {
+		return false
+	}
+	g, err := split(got)
+	if err != nil || len(s) != len(g) {
+		return false
+	}
+	for i := range s {
+		name, body, ok := expression(s[i].data)
+		gotName, gotBody, gotOK := expression(g[i].data)
+		if !ok || !gotOK || name != gotName {
+			return false
+		}
+		if name == "lookup" {
+			// The id stands for a set that is new in the same batch.
+			body = slices.DeleteFunc(body, func(a attribute) bool { return a.kind == unix.NFTA_LOOKUP_SET_ID })
+		}
+		if !covers(body, gotBody) {
+			return false
+		}
+	}
+	return true
+}
+
+func expression(data []byte) (name string, body []attribute, ok bool) {
+	parts, err := split(data)
+	if err != nil {
+		return "", nil, false
+	}
+	for _, a := range parts {
+		switch a.kind {
+		case unix.NFTA_EXPR_NAME:
+			name = string(bytes.TrimRight(a.data, "\x00"))
+		case unix.NFTA_EXPR_DATA:
+			if body, err = split(a.data); err != nil {
+				return "", nil, false
+			}
+		}
+	}
+	return name, body, name != ""
+}
+
+// covers reports whether got holds every attribute of sent, and beyond these
+// only zeros.
+func covers(sent, got []attribute) bool {
+	rest := slices.Clone(got)
+	for _, s := range sent {
+		i := slices.IndexFunc(rest, func(g attribute) bool { return g.kind == s.kind })
+		if i < 0 {
+			if !zero(s.data) {
+				return false
+			}
+			continue
+		}
+		g := rest[i]
+		rest = slices.Delete(rest, i, i+1)
+		if s.nested {
+			inner, err := split(s.data)
+			if err != nil {
+				return false
+			}
+			gotInner, err := split(g.data)
+			if err != nil || !covers(inner, gotInner) {
+				return false
+			}
+			continue
+		}
+		// Names may come back with the final NUL they were sent without.
+		if tail, ok := bytes.CutPrefix(g.data, s.data); !ok || len(tail) > 1 || !zero(tail) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(rest, func(g attribute) bool { return !zero(g.data) })
+}
+
+func zero(b []byte) bool {
+	return len(bytes.Trim(b, "\x00")) == 0
+}
+
+// attribute is a netlink attribute with its flags taken off its type. Those
+// we send say whether they nest others; those the kernel sends may not.
+type attribute struct {
+	kind   uint16
+	nested bool
+	data   []byte
+}
+
+func split(data []byte) ([]attribute, error) {
+	list, err := netlink.UnmarshalAttributes(data)
+	out := make([]attribute, len(list))
+	for i, a := range list {
+		out[i] = attribute{kind: a.Type & ^uint16(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), nested: a.Type&unix.NLA_F_NESTED != 0, data: a.Data}
+	}
+	return out, err
+}
+
+// attributes calls f for every attribute of data.
+func attributes(data []byte, f func(*netlink.AttributeDecoder)) error {
+	ad, err := netlink.NewAttributeDecoder(data)
+	if err != nil {
+		return err
+	}
+	ad.ByteOrder = binary.BigEndian
+	for ad.Next() {
+		f(ad)
+	}
+	return ad.Err()
+}
+
+// denied reads the counter of dropped packets.
+func (t *transport) denied() (packets uint64, err error) {
+	answers, err := t.dump(unix.NFT_MSG_GETOBJ, unix.NFPROTO_INET, inTable)
+	if err != nil {
+		return 0, fmt.Errorf("list counters: %w", err)
+	}
+	for _, data := range answers {
+		var name string
+		var count uint64
+		err := attributes(data, func(ad *netlink.AttributeDecoder) {
+			switch ad.Type() {
+			case unix.NFTA_OBJ_NAME:
+				name = ad.String()
+			case unix.NFTA_OBJ_DATA:
+				ad.Nested(func(ad *netlink.AttributeDecoder) error {
+					for ad.Next() {
+						if ad.Type() == unix.NFTA_COUNTER_PACKETS {
+							count = ad.Uint64()
+						}
+					}
+					return nil
+				})
+			}
+		})
+		if err != nil {
+			return 0, fmt.Errorf("read a counter: %w", err)
+		}
+		if name == deniedCounter {
+			return count, nil
+		}
+	}
+	return 0, nil
+}

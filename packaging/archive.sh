@@ -1,0 +1,19 @@
+#!/bin/sh
+# Packs what make cross built into one archive a platform, with the licence,
+# the same bytes every time.
+#   archive.sh DIST
+set -eu
+dist=$1
+stamp=@$(git log -1 --format=%ct 2>/dev/null || echo 0)
+for program in "$dist"/jitgate-*-*; do
+	case $program in *.tar.gz) continue ;; esac
+	name=$(basename "$program" .exe)
+	root=$(mktemp -d)
+	mkdir "$root/$name"
+	case $program in *.exe) suffix=.exe ;; *) suffix= ;; esac
+	install -m 755 "$program" "$root/$name/jitgate$suffix"
+	install -m 644 LICENSE README.md "$root/$name/"
+	tar -C "$root" --sort=name --owner=0 --group=0 --numeric-owner --mtime="$stamp" -cf - "$name" | gzip -n -9 >"$dist/$name.tar.gz"
+	rm -r "$root"
+	echo "$dist/$name.tar.gz"
+done

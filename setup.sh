@@ -1,0 +1,94 @@
+#!/bin/sh
+# Installs what building and testing need, and says what it installed.
+#
+#   ./setup.sh        install what is missing (Debian, Ubuntu; as root)
+#   ./setup.sh path   print the directory of the Go that will be used
+set -eu
+
+go=1.26.8
+own=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/jitgate/go$go
+
+# recent DIRECTORY: is there a Go in it that can build this module?
+recent() {
+	[ -x "$1/go" ] || return 1
+	version=$(cd / && GOTOOLCHAIN=local "$1/go" version 2>/dev/null) || return 1
+	version=${version#go version go}
+	major=${version%%.*}
+	minor=${version#*.}
+	minor=${minor%%[!0-9]*}
+	[ "$major" -gt 1 ] || [ "$minor" -ge 26 ]
+}
+
+# Go as found in the PATH, or where its own installer puts it.
+found() {
+	for d in "$(dirname "$(command -v go || echo /usr/local/go/bin/go)")" /usr/local/go/bin; do
+		if recent "$d"; then
+			echo "$d"
+			return
+		fi
+	done
+	echo "$own/bin"
+}
+
+if [ "${1:-}" = path ]; then
+	found
+	exit
+fi
+
+# The packages of Debian that hold the commands the tests and the demo use.
+want=
+need() { # COMMAND PACKAGE
+	command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || want="$want $2"
+}
+need nft nftables
+need ip iproute2
+need sshd openssh-server
+need ssh openssh-client
+need jq jq
+need openssl openssl
+need gcc gcc
+need git git
+[ -e /usr/include/stdlib.h ] || want="$want libc6-dev"
+[ -d /etc/ssl/certs ] && [ -n "$(ls /etc/ssl/certs)" ] || want="$want ca-certificates"
+go_dir=$(found)
+if ! recent "$go_dir"; then
+	# Any Go can fetch the one we need: toolchains are modules, checked
+	# against the checksum database like all others.
+	need go golang-go
+fi
+if [ -n "$want" ]; then
+	if [ "$(id -u)" != 0 ]; then
+		echo "setup: these packages are missing, install them or run this as root:$want" >&2
+		exit 1
+	fi
+	echo "setup: installing$want"
+	export DEBIAN_FRONTEND=noninteractive
+	# Installing sshd here must not start one.
+	policy=/usr/sbin/policy-rc.d
+	if [ ! -e $policy ]; then
+		printf '#!/bin/sh\nexit 101\n' >$policy
+		chmod 755 $policy
+		trap 'rm -f $policy' EXIT
+	fi
+	apt-get update -qq
+	# shellcheck disable=SC2086
+	apt-get install -y -qq --no-install-recommends $want >/dev/null
+fi
+if ! recent "$go_dir"; then
+	case $(uname -m) in
+	x86_64) arch=amd64 ;;
+	aarch64) arch=arm64 ;;
+	*) echo "setup: install Go $go or newer by hand on $(uname -m)" >&2; exit 1 ;;
+	esac
+	echo "setup: installing Go $go into $own"
+	module=golang.org/toolchain@v0.0.1-go$go.linux-$arch
+	dir=$(cd / && GO111MODULE=on GOFLAGS=-mod=mod GOTOOLCHAIN=local go mod download -json $module | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p')
+	[ -n "$dir" ] || { echo "setup: Go $go could not be fetched" >&2; exit 1; }
+	mkdir -p "$own.new"
+	cp -r "$dir/." "$own.new/"
+	chmod -R u+w "$own.new"
+	# Archives of modules carry no permissions.
+	chmod 755 "$own.new"/bin/* "$own.new"/pkg/tool/*/*
+	rm -rf "$own"
+	mv "$own.new" "$own"
+fi
