@@ -122,7 +122,6 @@ type verifier struct {
 	state   policy.State
 	trust   policy.Trust
 	policy  policy.Policy
-	grants  policy.Grants
 }
 
 func (v *verifier) files(paths []string) error {

@@ -47,6 +47,10 @@ func AdmitTrust(s State, v Verified[Trust], current Trust, f Facts) (State, erro
 	if s.Trust.Version != 0 && m.Version > s.Trust.Version+1 {
 		return s, Refuse(NotYet, "version %d after %d: trust documents are taken one by one, deliver %d first", m.Version, s.Trust.Version, s.Trust.Version+1)
 	}
+	before, _ := current.Role(RoleGrant)
+	if now, _ := d.Role(RoleGrant); now.Epoch < before.Epoch {
+		return s, Refuse(Rollback, "grant epoch %d after %d", now.Epoch, before.Epoch)
+	}
 	if err := s.issued(d.Header, f); err != nil {
 		return s, err
 	}
@@ -104,7 +108,13 @@ func AdmitGrants(s State, v Verified[Grants], t Trust, p Policy, f Facts) (State
 	return s.raiseFloor(d.Header), nil
 }
 
+// meantForUs checks what does not depend on earlier documents of the kind. A
+// trust document that is over is walked past, not worked on: its keys may
+// long be in other hands.
 func meantForUs(h Header, host Host, t Trust, f Facts) error {
+	if !f.Now.Before(t.Expires) {
+		return Refuse(Expired, "the trust document in force ended at %s: deliver the next one", FormatTime(t.Expires))
+	}
 	if h.Realm != t.Realm {
 		return Refuse(WrongRealm, "realm is %q, this host's is %q", h.Realm, t.Realm)
 	}

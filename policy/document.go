@@ -72,7 +72,7 @@ type Host struct {
 
 type hostJSON struct {
 	ID      *string `json:"id"`
-	Install string  `json:"install,omitempty"`
+	Install *string `json:"install,omitempty"`
 }
 
 func (raw *hostJSON) host() (h Host, err error) {
@@ -85,14 +85,21 @@ func (raw *hostJSON) host() (h Host, err error) {
 	if err = token("host.id", h.ID, 512); err != nil {
 		return h, err
 	}
-	h.Install = raw.Install
-	if h.Install != "" {
+	if raw.Install != nil {
+		// Empty is refused: it would read as "any" where somebody meant one.
+		h.Install = *raw.Install
 		err = token("host.install", h.Install, 128)
 	}
 	return h, err
 }
 
-func (h Host) json() *hostJSON { return &hostJSON{&h.ID, h.Install} }
+func (h Host) json() *hostJSON {
+	raw := &hostJSON{ID: &h.ID}
+	if h.Install != "" {
+		raw.Install = &h.Install
+	}
+	return raw
+}
 
 // names reports whether h names the host id. A scope ("…/*") names every host
 // below it.

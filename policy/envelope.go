@@ -184,6 +184,9 @@ func (e Envelope) verify(want Type, ring keyring) ([]KeyID, error) {
 	if len(e.Signatures) == 0 {
 		return nil, Refuse(Unsigned, "the envelope has no signature")
 	}
+	if ring.threshold < 1 {
+		return nil, Refuse(Unsigned, "nothing here says which keys have role %s", ring.role)
+	}
 	message := PAE(want, e.Payload)
 	var signers []KeyID
 	seen := map[KeyID]bool{} // one key counts once, however often it signs
@@ -196,8 +199,8 @@ func (e Envelope) verify(want Type, ring keyring) ([]KeyID, error) {
 			signers = append(signers, s.KeyID)
 		}
 	}
-	if ring.threshold < 1 || len(signers) < ring.threshold {
-		return nil, Refuse(BadSignature, "%d valid signatures of role %s, %d needed", len(signers), ring.role, max(ring.threshold, 1))
+	if len(signers) < ring.threshold {
+		return nil, Refuse(BadSignature, "%d valid signatures of role %s, %d needed", len(signers), ring.role, ring.threshold)
 	}
 	return signers, nil
 }

@@ -74,9 +74,10 @@ func plain(err error) error {
 }
 
 // encode writes v as the canonical text of a document: two-space indent and a
-// final newline, so that people can read what they sign.
+// final newline, so that people can read what they sign. Text that is not
+// UTF-8 comes out with U+FFFD in place of what it was.
 func encode(v any) []byte {
-	b, err := json.Marshal(v, jsontext.WithIndent("  "), json.Deterministic(true))
+	b, err := json.Marshal(v, jsontext.WithIndent("  "), jsontext.AllowInvalidUTF8(true), json.Deterministic(true))
 	if err != nil {
 		panic("policy: encoding " + fmt.Sprintf("%T", v) + ": " + err.Error()) // our own plain structs
 	}

@@ -49,7 +49,7 @@ func NewKey(public crypto.PublicKey) (Key, error) {
 		k.Scheme = Ed25519
 	case *ecdsa.PublicKey:
 		if p.Curve != elliptic.P256() {
-			return Key{}, fmt.Errorf("an ECDSA key on %s: only P-256 is supported", p.Curve.Params().Name)
+			return Key{}, errors.New("an ECDSA key on another curve: only P-256 is supported")
 		}
 		k.Scheme = ECDSAP256SHA256
 	default:

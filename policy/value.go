@@ -60,10 +60,12 @@ func ParseDuration(s string) (time.Duration, error) {
 		if next == len(units) || units[next].unit == 0 || (next > 1) != inTime {
 			return 0, bad
 		}
-		total += time.Duration(count) * units[next].unit
-		if total < 0 || total > maxDuration {
+		// Held against the limit before it is multiplied: P213504D overflows
+		// 64 bits to 25 minutes.
+		if time.Duration(count) > (maxDuration-total)/units[next].unit {
 			return 0, fmt.Errorf("%q is longer than ten years", s)
 		}
+		total += time.Duration(count) * units[next].unit
 		next, empty, rest = next+1, false, rest[n+1:]
 	}
 	if empty {
@@ -132,6 +134,9 @@ func parsePrefixes(name string, list []string, limit int) ([]netip.Prefix, error
 			return nil, fmt.Errorf("%s[%d]: %w", name, i, err)
 		}
 		out = append(out, p)
+	}
+	if len(out) > limit {
+		return nil, fmt.Errorf(`%s has %d prefixes ("*" counts as 0.0.0.0/0 and ::/0), the limit is %d`, name, len(out), limit)
 	}
 	return out, nil
 }

@@ -73,19 +73,28 @@ func (f *Fake) Tamper(all bool) {
 	}
 }
 
-// Admits reports whether a packet passes the guard.
-func (f *Fake) Admits(d firewall.Door) bool {
+// Admits reports whether a packet to a port passes the guard.
+func (f *Fake) Admits(packet firewall.Door) bool {
 	f.expire()
-	if f.broken || !guards(f.rules.Ports, d) || f.rules.Observe {
+	if f.broken || f.rules.Observe || Admits(f.rules, packet) {
 		return true
 	}
-	for open := range f.rules.Openings {
-		if open.Source.Bits() <= d.Source.Bits() && open.Source.Contains(d.Source.Addr()) &&
-			(open.Protocol == 0 || open.Protocol == d.Protocol && open.Port == d.Port) {
+	f.drops++
+	return false
+}
+
+// Admits is the rule of the guard, as slow and plain as it can be said: the
+// oracle backends are held against. packet.Source is a single address.
+func Admits(r firewall.Ruleset, packet firewall.Door) bool {
+	if !guards(r.Ports, packet) {
+		return true
+	}
+	for open := range r.Openings {
+		if open.Source.Contains(packet.Source.Addr()) &&
+			(open.Protocol == 0 || open.Protocol == packet.Protocol && open.Port == packet.Port) {
 			return true
 		}
 	}
-	f.drops++
 	return false
 }
 
