@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -168,14 +169,15 @@ func (t *transport) sets() (map[string]setState, error) {
 	return out, nil
 }
 
-// mine reports whether a set is one of ours with the key and the flags it
-// should have. The kernel may add flags of its own to a concatenation.
+// mine reports whether a set is what we would make under its name. The kernel
+// refuses to add a set again that differs in any of this.
 func (s setID) mine(have setState) bool {
-	const kinds = unix.NFT_SET_ANONYMOUS | unix.NFT_SET_CONSTANT | unix.NFT_SET_INTERVAL |
-		unix.NFT_SET_MAP | unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL | unix.NFT_SET_OBJECT
 	want := s.set()
-	return have.flags&kinds == unix.NFT_SET_TIMEOUT &&
-		have.keyLen == want.KeyType.Bytes && have.keyType == want.KeyType.GetNFTMagic()
+	flags := uint32(unix.NFT_SET_TIMEOUT)
+	if want.Concatenation {
+		flags |= nftables.NFT_SET_CONCAT
+	}
+	return have.flags == flags && have.keyLen == want.KeyType.Bytes && have.keyType == want.KeyType.GetNFTMagic()
 }
 
 // openings reads the elements of one set. now is the boot clock before the
