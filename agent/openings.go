@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/jitgate/jitgate/firewall"
@@ -38,6 +39,12 @@ type granted struct {
 	policy.Grant
 	port  policy.Port
 	until firewall.BootTime
+}
+
+// same reports whether x is the grant in force, word for word. One that names
+// another source or port under the same id is a new one.
+func (g granted) same(x policy.Grant) bool {
+	return g.Number == x.Number && g.Start.Equal(x.Start) && g.End.Equal(x.End) && slices.Equal(g.Sources, x.Sources)
 }
 
 // wanted is what should be open, and the grants that say so.
@@ -79,7 +86,7 @@ func want(d policy.Decision, p pass) wanted {
 		}
 		until := min(limit, settle("grant "+v.Grant.ID, v.Grant.End))
 		was, running := p.running[v.Grant.ID]
-		running = running && was.Start.Equal(v.Grant.Start) && was.End.Equal(v.Grant.End)
+		running = running && was.same(v.Grant)
 		switch {
 		case over, until <= p.boot:
 			continue

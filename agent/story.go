@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/jitgate/jitgate/audit"
 	"github.com/jitgate/jitgate/firewall"
@@ -26,9 +27,9 @@ func (a *Agent) narrate(plan firewall.Plan, w wanted) story {
 	}
 	for _, v := range w.decision.Verdicts {
 		id := v.Grant.ID
-		now, live := w.live[id]
+		_, live := w.live[id]
 		was, running := a.live[id]
-		if !live || running && was.Start.Equal(now.Start) && was.End.Equal(now.End) {
+		if !live || running && was.same(v.Grant) {
 			continue
 		}
 		// After a restart the kernel still holds what was opened and recorded
@@ -41,7 +42,9 @@ func (a *Agent) narrate(plan firewall.Plan, w wanted) story {
 	}
 	now := a.Clock.Boot()
 	for id, g := range a.live {
-		if _, ok := w.live[id]; ok {
+		// A grant with another end goes on; one for other sources or another
+		// port took the place of this one.
+		if next, ok := w.live[id]; ok && next.Number == g.Number && slices.Equal(next.Sources, g.Sources) {
 			continue
 		}
 		name := audit.GrantRevoked

@@ -74,12 +74,20 @@ func plain(err error) error {
 }
 
 // encode writes v as the canonical text of a document: two-space indent and a
-// final newline, so that people can read what they sign. Text that is not
+// final newline, so that people can read what they sign, or without white
+// space where only that fits the limit. Text that is not
 // UTF-8 comes out with U+FFFD in place of what it was.
 func encode(v any) []byte {
 	b, err := json.Marshal(v, jsontext.WithIndent("  "), jsontext.AllowInvalidUTF8(true), json.Deterministic(true))
 	if err != nil {
 		panic("policy: encoding " + fmt.Sprintf("%T", v) + ": " + err.Error()) // our own plain structs
 	}
-	return append(b, '\n')
+	if len(b) < MaxPayload {
+		return append(b, '\n')
+	}
+	compact := jsontext.Value(b)
+	if err := compact.Compact(); err != nil {
+		panic("policy: compacting what was just encoded: " + err.Error())
+	}
+	return append(compact, '\n')
 }

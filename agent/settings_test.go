@@ -1,0 +1,78 @@
+package agent
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestParseSettings(t *testing.T) {
+	s, err := ParseSettings([]byte(`
+host_id   = "web1"
+mode      = "enforce"
+guard     = [22, "3389/udp", "5985-5986/tcp"]
+inbox_dir = "/a"
+state_dir = "/b"
+socket    = "/c"
+trust_pin = "sha256:` + strings.Repeat("0a", 32) + `"
+[control]
+url = "https://control.example.net"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := formatPorts(s.Guard), []string{"22/tcp", "5985-5986/tcp", "22/udp", "3389/udp"}; !slices.Equal(got, want) {
+		t.Errorf("guard %v, want %v", got, want)
+	}
+	if s.HostID != "web1" || s.Mode != Enforce || s.InboxDir != "/a" || s.StateDir != "/b" || s.Socket != "/c" || s.TrustPin[0] != 0x0a {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Installing changes nothing: what is not said does not drop.
+func TestDefaults(t *testing.T) {
+	s, err := ParseSettings([]byte(`host_id = "web1"`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := formatPorts(s.Guard); s.Mode != Observe || !slices.Equal(got, []string{"22/tcp", "22/udp"}) || s.InboxDir != defaultInboxDir {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestSettingsRefused(t *testing.T) {
+	for text, want := range map[string]string{
+		"host_id = \"a\"\n\ngaurd = [22]":            `3: unknown key "gaurd"`,
+		"host_id = \"a\"\n[control]\nurll = \"x\"":   `3: unknown key "control.urll"`,
+		"host_id = \"a\"\nhost_id = \"b\"":           "2: ",
+		"host_id = 5":                                "1: ",
+		"host_id":                                    "1: ",
+		"mode = \"observe\"":                         "host_id is missing",
+		"host_id = \"a\"\nmode = \"on\"":             `mode "on" is not observe or enforce`,
+		"host_id = \"a\"\nguard = [\"22/sctp\"]":     "guard[0]",
+		"host_id = \"a\"\nguard = [22, 70000]":       "guard[1]",
+		"host_id = \"a\"\nguard = [22.5]":            "guard[0]",
+		"host_id = \"a\"\nguard = [\"22/tcp cut\"]":  "guard[0]",
+		"host_id = \"a\"\ninbox_dir = \"inbox\"":     `inbox_dir "inbox" is not an absolute path`,
+		"host_id = \"a\"\ntrust_pin = \"sha256:00\"": "trust_pin",
+	} {
+		_, err := ParseSettings([]byte(text))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %s", text, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: more than one line: %v", text, err)
+		}
+	}
+}
+
+func FuzzParseSettings(f *testing.F) {
+	f.Add([]byte("host_id = \"a\"\nguard = [22, \"3389/udp\"]"))
+	f.Add([]byte("[control]\nurl = 1"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s, err := ParseSettings(text)
+		if err == nil && (s.HostID == "" || s.Mode != Observe && s.Mode != Enforce) {
+			t.Errorf("accepted %+v", s)
+		}
+	})
+}

@@ -1,0 +1,141 @@
+// The benchmark of jitgate: what `make bench` prints and docs/performance.md
+// shows. It needs root and nft, changes nothing outside network namespaces of
+// its own, and takes about two minutes.
+//
+// Machines differ, and a shared one differs from minute to minute. So each
+// figure is measured in turns with something beside it on the same machine,
+// and the bounds are ratios wherever that makes sense.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// options is what the command line says, made absolute.
+type options struct {
+	jitgate string // the program measured
+	dir     string // in memory: the disk's fsync is not what is measured
+	diskDir string // on a disk, for the one line that shows it all the same
+	runs    int
+}
+
+// measurement is one part of the benchmark. An error means that nothing could
+// be measured; a missed bound is a line in the report.
+type measurement struct {
+	name string
+	run  func(context.Context, options, *report) error
+}
+
+func measurements() []measurement {
+	return []measurement{
+		{"rename", measureRename},
+		{"exec", measureExec},
+		{"cold", measureCold},
+		{"change", measureChange},
+		{"process", measureProcess},
+	}
+}
+
+func main() {
+	code, err := run()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+	}
+	os.Exit(code)
+}
+
+func run() (code int, err error) {
+	var names []string
+	for _, m := range measurements() {
+		names = append(names, m.name)
+	}
+	var o options
+	flag.StringVar(&o.jitgate, "jitgate", "bin/jitgate", "the program to measure, built with -trimpath -ldflags '-s -w'")
+	flag.StringVar(&o.dir, "dir", "", "directory for inbox and state, kept (default a temporary one in /dev/shm)")
+	flag.StringVar(&o.diskDir, "disk-dir", "", "directory on a real disk, kept (default a temporary one here)")
+	flag.IntVar(&o.runs, "runs", 300, "how often the fast operations are measured")
+	only := flag.String("only", "", "measure only this: "+strings.Join(names, ", "))
+	strict := flag.Bool("strict", false, "exit 1 if any bound is missed")
+	floor := flag.String("floor", "", "used by the benchmark itself: be the floor process on this directory")
+	flag.Parse()
+	if *floor != "" {
+		return 1, runFloor(*floor)
+	}
+	switch {
+	case flag.NArg() > 0:
+		return 2, fmt.Errorf("unexpected %q: see -help", flag.Arg(0))
+	case o.runs < 20:
+		return 2, errors.New("-runs must be 20 or more: fewer say nothing")
+	case *only != "" && !slices.Contains(names, *only):
+		return 2, fmt.Errorf("-only %q is none of %s", *only, strings.Join(names, ", "))
+	case os.Geteuid() != 0:
+		return 1, errors.New("network namespaces need root: run it as root")
+	}
+	if o.jitgate, err = filepath.Abs(o.jitgate); err != nil {
+		return 1, err
+	}
+	if _, err := os.Stat(o.jitgate); err != nil {
+		return 1, fmt.Errorf("%w: build it first (make build) or name it with -jitgate", err)
+	}
+	// The first signal ends the run through every deferred clean-up.
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	cleanUp, err := o.makeDirs()
+	if err != nil {
+		return 1, err
+	}
+	defer cleanUp()
+
+	r := &report{out: os.Stdout}
+	r.header(o)
+	for _, m := range measurements() {
+		if *only != "" && m.name != *only {
+			continue
+		}
+		if err := m.run(ctx, o, r); err != nil {
+			return 1, fmt.Errorf("%s: %w", m.name, err)
+		}
+		// What one part left behind is not the next one's to collect.
+		runtime.GC()
+	}
+	return r.verdict(*strict), nil
+}
+
+// makeDirs makes the directories and returns what removes those it chose.
+func (o *options) makeDirs() (cleanUp func(), err error) {
+	var made []string
+	cleanUp = func() {
+		for _, dir := range made {
+			os.RemoveAll(dir)
+		}
+	}
+	for _, d := range []struct {
+		path   *string
+		parent string
+	}{{&o.dir, "/dev/shm"}, {&o.diskDir, "."}} {
+		if *d.path != "" {
+			err = os.MkdirAll(*d.path, 0o700)
+		} else if *d.path, err = os.MkdirTemp(d.parent, "jitgate-bench-"); err == nil {
+			made = append(made, *d.path)
+		}
+		if err == nil {
+			*d.path, err = filepath.Abs(*d.path)
+		}
+		if err != nil {
+			cleanUp()
+			return nil, err
+		}
+	}
+	return cleanUp, nil
+}
