@@ -10,6 +10,8 @@ LDFLAGS := -s -w -X $(CLI).version=$(VERSION) -X $(CLI).commit=$(COMMIT) -X $(CL
 FUZZTIME ?= 20s
 
 export CGO_ENABLED = 0
+# The version comes from LDFLAGS; asking git again fails where the checkout belongs to another user.
+export GOFLAGS = -buildvcs=false
 export PATH := $(shell ./setup.sh path):$(PATH)
 GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
 
