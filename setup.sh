@@ -82,8 +82,12 @@ if ! recent "$go_dir"; then
 	esac
 	echo "setup: installing Go $go into $own"
 	module=golang.org/toolchain@v0.0.1-go$go.linux-$arch
-	dir=$(cd / && GO111MODULE=on GOFLAGS=-mod=mod GOTOOLCHAIN=local go mod download -json $module | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p')
-	[ -n "$dir" ] || { echo "setup: Go $go could not be fetched" >&2; exit 1; }
+	answer=$(cd / && GO111MODULE=on GOFLAGS=-mod=mod GOTOOLCHAIN=local go mod download -json $module) || true
+	dir=$(printf '%s\n' "$answer" | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p')
+	if [ -z "$dir" ]; then
+		echo "setup: Go $go could not be fetched: $answer" >&2
+		exit 1
+	fi
 	mkdir -p "$own.new"
 	cp -r "$dir/." "$own.new/"
 	chmod -R u+w "$own.new"
