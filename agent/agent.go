@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -68,8 +69,9 @@ type Agent struct {
 	drift    bool          // somebody else changed the guard, and it is not mended yet
 	pending  []audit.Event // could not be recorded yet
 
-	decision policy.Decision // of the last pass
-	problem  error           // what the last pass could not do
+	decision policy.Decision   // of the last pass
+	problem  error             // what the last pass could not do
+	next     firewall.BootTime // when the next pass is due
 	horizon  horizon
 	live     map[string]granted
 	refusals [kinds]refusal
@@ -117,6 +119,7 @@ func (a *Agent) Load() {
 // Step is one pass. It returns when the next is due at the latest. An error
 // means that the firewall may not be as wanted; the next pass tries again.
 func (a *Agent) Step(ctx context.Context) (next firewall.BootTime, err error) {
+	defer func() { a.next = next }()
 	events := a.takeInbox()
 	a.save()
 	plan, w, err := a.plan(ctx)
@@ -317,7 +320,7 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 		a.Log.Warn("the firewall is not as this agent left it", "plan", plan.Describe(a.Clock.Boot()))
 		events = append(events, audit.Event{Name: audit.GuardDrift, Message: "the guard was changed by somebody else"})
 	}
-	problem := errors.Join(a.unread, a.saveErr, a.record(ctx, events))
+	problem := also(errors.Join(a.unread, a.saveErr), a.record(ctx, events))
 	if problem == nil {
 		problem = a.recordIntents(ctx, story.intents)
 	}
@@ -340,11 +343,19 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	if problem != nil {
 		// Nothing opened. What was in force and still should be is.
 		maps.DeleteFunc(a.live, func(id string, _ granted) bool { _, ok := w.live[id]; return !ok })
-		return errors.Join(problem, a.record(ctx, story.always))
+		return also(problem, a.record(ctx, story.always))
 	}
 	a.live = w.live
 	a.forgetExpired()
 	return a.record(ctx, append(story.opened, story.always...))
+}
+
+// also joins err to problem, unless problem says the same already.
+func also(problem, err error) error {
+	if err != nil && problem != nil && strings.Contains(problem.Error(), err.Error()) {
+		return problem
+	}
+	return errors.Join(problem, err)
 }
 
 // forgetExpired drops openings the kernel has closed by now from what is

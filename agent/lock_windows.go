@@ -4,13 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/windows"
 )
 
 // lock takes the state directory for this process. The kernel lets go of it
 // when the process dies.
-func lock(path string) (unlock func(), err error) {
+func lock(dir string) (unlock func(), err error) {
+	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err

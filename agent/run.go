@@ -21,7 +21,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	if err := errors.Join(os.MkdirAll(a.Settings.StateDir, 0o700), os.MkdirAll(a.Settings.InboxDir, 0o755)); err != nil {
 		return err
 	}
-	unlock, err := lock(filepath.Join(a.Settings.StateDir, "lock"))
+	unlock, err := lock(a.Settings.StateDir)
 	if err != nil {
 		return err
 	}
@@ -41,8 +41,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	if err := a.record(ctx, []audit.Event{{Name: audit.AgentStarted, Message: "the agent started in mode " + string(a.Settings.Mode)}}); err != nil {
 		a.Log.Error("no record can be written: nothing will open", "error", err)
 	}
-	next, err := a.Step(ctx)
-	if err != nil && !a.applied {
+	if _, err = a.Step(ctx); err != nil && !a.applied {
 		return err
 	}
 	a.logProblem(nil, err)
@@ -57,7 +56,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	a.Log.Info("guarding", "ports", a.guarded(), "mode", a.Settings.Mode, "firewall", a.Backend.Describe())
 
 	for {
-		if err := wake.set(next); err != nil {
+		if err := wake.set(a.next); err != nil {
 			return err
 		}
 		before := a.problem
@@ -79,7 +78,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		case err := <-watch.Errors:
 			a.Log.Warn("inbox watch", "error", err) // the 30 s look goes on
 		}
-		next, err = a.Step(ctx)
+		_, err = a.Step(ctx)
 		a.logProblem(before, err)
 	}
 }
@@ -107,9 +106,6 @@ func (a *Agent) serve() (stop func(), err error) {
 // delivery reports whether an event in the inbox can be a document. Most are
 // the temporary files documents are renamed from.
 func delivery(event fsnotify.Event) bool {
-	if !event.Has(fsnotify.Create) && !event.Has(fsnotify.Write) {
-		return false
-	}
 	for k := range kinds {
 		if filepath.Base(event.Name) == k.File() {
 			return true
@@ -145,7 +141,7 @@ func (a *Agent) Once(ctx context.Context) error {
 	if err := errors.Join(os.MkdirAll(a.Settings.StateDir, 0o700), os.MkdirAll(a.Settings.InboxDir, 0o755)); err != nil {
 		return err
 	}
-	unlock, err := lock(filepath.Join(a.Settings.StateDir, "lock"))
+	unlock, err := lock(a.Settings.StateDir)
 	if err != nil {
 		return err
 	}

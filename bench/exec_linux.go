@@ -181,7 +181,7 @@ func (d *direct) open(i int) (took time.Duration, err error) {
 		if err != nil {
 			return err
 		}
-		return d.backend.Apply(context.Background(), firewall.Plan{Ports: d.ports, Close: []firewall.Door{c.Door}})
+		return d.backend.Apply(context.Background(), firewall.Plan{Ports: d.ports, Close: []firewall.Closing{{Door: c.Door}}})
 	})
 	return took, err
 }

@@ -128,9 +128,20 @@ type Plan struct {
 	Rules   bool
 	Ports   []Port
 	Observe bool
-	Close   []Door
+	Close   []Closing
 	Open    []Change
 }
+
+// Closing ends one opening. Where it would have gone on, somebody took it
+// back, and the sessions that came in through it are cut too, kept or not:
+// only those of an opening that ran out may be kept.
+type Closing struct {
+	Door
+	Was BootTime // its end so far
+}
+
+// Early reports whether the opening is closed before its time.
+func (c Closing) Early(now BootTime) bool { return c.Was > now.Add(Slack) }
 
 // Change sets the end of one opening.
 type Change struct {
@@ -156,13 +167,13 @@ func Diff(have Observed, want Ruleset) Plan {
 			p.Open = append(p.Open, Change{Door: door, End: end, Was: had.Until})
 		}
 	}
-	for door := range have.Openings {
+	for door, had := range have.Openings {
 		if _, ok := want.Openings[door]; !ok {
-			p.Close = append(p.Close, door)
+			p.Close = append(p.Close, Closing{Door: door, Was: had.Until})
 		}
 	}
 	slices.SortFunc(p.Open, func(a, b Change) int { return a.compare(b.Door) })
-	slices.SortFunc(p.Close, Door.compare)
+	slices.SortFunc(p.Close, func(a, b Closing) int { return a.compare(b.Door) })
 	return p
 }
 
@@ -216,8 +227,8 @@ func (p Plan) Apply(have Ruleset) Ruleset {
 	for door, end := range have.Openings {
 		out.Openings[door] = end
 	}
-	for _, door := range p.Close {
-		delete(out.Openings, door)
+	for _, c := range p.Close {
+		delete(out.Openings, c.Door)
 	}
 	for _, c := range p.Open {
 		out.Openings[c.Door] = c.End
@@ -243,8 +254,8 @@ func (p Plan) Describe(now BootTime) string {
 			b.WriteString("guard no port\n")
 		}
 	}
-	for _, door := range p.Close {
-		fmt.Fprintf(&b, "close %s\n", door)
+	for _, c := range p.Close {
+		fmt.Fprintf(&b, "close %s\n", c.Door)
 	}
 	for _, c := range p.Open {
 		verb := "open"

@@ -185,7 +185,7 @@ func (s suite) ends(t *testing.T) {
 		t.Error("something else ended with it")
 	}
 	// Closing what has just ended by itself is no error.
-	if err := b.Apply(context.Background(), firewall.Plan{Ports: have.Ports, Close: []firewall.Door{door}}); err != nil {
+	if err := b.Apply(context.Background(), firewall.Plan{Ports: have.Ports, Close: []firewall.Closing{{Door: door}}}); err != nil {
 		t.Errorf("closing an opening that is over: %v", err)
 	}
 	if _, open := s.observe(t, b).Openings[door]; open {

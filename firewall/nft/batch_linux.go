@@ -24,6 +24,16 @@ const (
 // an error.
 const maxElements = 400
 
+// remembered is how long sessions of a revoked grant stay cut: longer than
+// conntrack remembers an established connection nobody speaks on (five days).
+// After that its packets count as new ones.
+const remembered = 7 * 24 * time.Hour
+
+// takenBack reports whether the sessions of a closing are cut.
+func takenBack(c firewall.Closing, now firewall.BootTime) bool {
+	return c.Protocol != 0 && c.Early(now)
+}
+
 // encoder makes netlink messages with google/nftables: a connection whose
 // other end only collects what is sent.
 type encoder struct {
@@ -122,11 +132,17 @@ func (e *encoder) setsOf(ids []setID) (map[setID]*nftables.Set, error) {
 // again is ignored), and deleting one that has just expired fails the whole
 // batch. So a deletion always adds first and a change adds, deletes and adds:
 // inside a batch nothing of that shows.
-func (e *encoder) writeElements(p firewall.Plan, now firewall.BootTime) error {
+//
+// sets are the sets there are: only where sessions were taken back before
+// does a new opening give them back.
+func (e *encoder) writeElements(p firewall.Plan, now firewall.BootTime, sets map[setID]bool) error {
 	fresh, gone := map[setID][]nftables.SetElement{}, map[setID][]nftables.SetElement{}
-	for _, d := range p.Close {
-		id := setOf(d)
-		gone[id] = append(gone[id], nftables.SetElement{Key: id.key(d), Timeout: time.Second})
+	for _, c := range p.Close {
+		id := setOf(c.Door)
+		gone[id] = append(gone[id], nftables.SetElement{Key: id.key(c.Door), Timeout: time.Second})
+		if takenBack(c, now) {
+			fresh[id.revoked()] = append(fresh[id.revoked()], nftables.SetElement{Key: id.key(c.Door), Timeout: remembered})
+		}
 	}
 	for _, c := range p.Open {
 		left := c.Until.Sub(now)
@@ -140,6 +156,9 @@ func (e *encoder) writeElements(p firewall.Plan, now firewall.BootTime) error {
 		}
 		if !ended {
 			fresh[id] = append(fresh[id], element)
+		}
+		if id.kind == granted && sets[id.revoked()] {
+			gone[id.revoked()] = append(gone[id.revoked()], nftables.SetElement{Key: element.Key, Timeout: time.Second})
 		}
 	}
 	for id, elements := range gone {

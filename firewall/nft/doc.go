@@ -10,7 +10,9 @@
 //	  chain pre   { type filter hook prerouting priority mangle; policy accept;
 //	                tcp dport 5985-5986 goto guard     # sessions cut at the end
 //	                tcp dport 22 goto keep }           # sessions kept
-//	  chain keep  { ct state established accept; goto guard }
+//	  set r4_32 { … }                          # made when first needed: grants taken back early
+//	  chain keep  { ip saddr . meta l4proto . th dport @r4_32 goto guard
+//	                ct state established accept; goto guard }
 //	  chain guard { iif lo accept
 //	                fib daddr type unicast fib daddr . iif type unicast accept
 //	                ip saddr @x4_32 accept

@@ -44,37 +44,48 @@ var (
 	chains = []*nftables.Chain{chainDeny, chainGuard, chainKeep, chainPre}
 )
 
-// setID names the set for sources of one family and prefix length: the key of
-// a granted opening holds protocol and port too, an exempt source stands
-// alone.
+// setID names the set for sources of one family and prefix length.
 type setID struct {
-	v6     bool
-	bits   int
-	exempt bool
+	kind kind
+	v6   bool
+	bits int
 }
+
+// kind is the first letter of a set's name.
+type kind byte
+
+const (
+	granted kind = 'g' // source, protocol and port: lets packets in
+	exempt  kind = 'x' // source alone: lets packets in
+	revoked kind = 'r' // source, protocol and port: sessions not to be kept
+)
 
 func setOf(d firewall.Door) setID {
-	return setID{v6: d.Source.Addr().Is6(), bits: d.Source.Bits(), exempt: d.Protocol == 0}
+	s := setID{kind: granted, v6: d.Source.Addr().Is6(), bits: d.Source.Bits()}
+	if d.Protocol == 0 {
+		s.kind = exempt
+	}
+	return s
 }
 
+// revoked is the set that takes sessions of a granted door back.
+func (s setID) revoked() setID { s.kind = revoked; return s }
+
 func (s setID) String() string {
-	kind, family := "g", "4"
-	if s.exempt {
-		kind = "x"
-	}
+	family := "4"
 	if s.v6 {
 		family = "6"
 	}
-	return fmt.Sprintf("%s%s_%d", kind, family, s.bits)
+	return fmt.Sprintf("%c%s_%d", s.kind, family, s.bits)
 }
 
 func parseSetID(name string) (s setID, ok bool) {
-	kind, bits, ok := strings.Cut(name, "_")
-	if !ok || len(kind) != 2 {
+	head, bits, ok := strings.Cut(name, "_")
+	if !ok || len(head) != 2 || !strings.ContainsRune("gxr", rune(head[0])) {
 		return setID{}, false
 	}
 	n, err := strconv.Atoi(bits)
-	s = setID{v6: kind[1] == '6', bits: n, exempt: kind[0] == 'x'}
+	s = setID{kind: kind(head[0]), v6: head[1] == '6', bits: n}
 	return s, err == nil && n >= 0 && n <= s.addressLen()*8 && s.String() == name
 }
 
@@ -91,7 +102,7 @@ func (s setID) addressLen() int {
 
 // commonSets exist from the start, so that the usual grant, a single host,
 // costs one element and no rule.
-var commonSets = []setID{{bits: 32}, {bits: 128, v6: true}}
+var commonSets = []setID{{kind: granted, bits: 32}, {kind: granted, bits: 128, v6: true}}
 
 func (s setID) set() *nftables.Set {
 	address := nftables.TypeIPAddr
@@ -99,7 +110,7 @@ func (s setID) set() *nftables.Set {
 		address = nftables.TypeIP6Addr
 	}
 	set := &nftables.Set{Table: table, Name: s.String(), KeyType: address, HasTimeout: true, KeyByteOrder: binaryutil.BigEndian}
-	if !s.exempt {
+	if s.kind != exempt {
 		set.KeyType = nftables.MustConcatSetType(address, nftables.TypeInetProto, nftables.TypeInetService)
 		set.Concatenation = true
 	}
@@ -109,7 +120,7 @@ func (s setID) set() *nftables.Set {
 // key is the set element for a door: each field padded to four bytes.
 func (s setID) key(d firewall.Door) []byte {
 	key := d.Source.Addr().AsSlice()
-	if s.exempt {
+	if s.kind == exempt {
 		return key
 	}
 	key = append(key, byte(d.Protocol), 0, 0, 0)
@@ -120,7 +131,7 @@ func (s setID) key(d firewall.Door) []byte {
 func (s setID) door(key []byte) (d firewall.Door, ok bool) {
 	n := s.addressLen()
 	want := n
-	if !s.exempt {
+	if s.kind != exempt {
 		want += 8
 	}
 	if len(key) != want {
@@ -128,7 +139,7 @@ func (s setID) door(key []byte) (d firewall.Door, ok bool) {
 	}
 	address, _ := netip.AddrFromSlice(key[:n])
 	d.Source = netip.PrefixFrom(address, s.bits)
-	if !s.exempt {
+	if s.kind != exempt {
 		d.Protocol = firewall.Protocol(key[n])
 		d.Port = binary.BigEndian.Uint16(key[n+4:])
 	}
@@ -154,13 +165,21 @@ func rules(r firewall.Ruleset, sets map[setID]*nftables.Set) map[*nftables.Chain
 		// it says is held against the rule (observe).
 		add(chainPre, p.String(), portMatch(p), jump(target))
 	}
+	ids := slices.SortedFunc(maps.Keys(sets), setID.compare)
+	for _, id := range ids {
+		if id.kind == revoked {
+			add(chainKeep, "", id.lookup(sets[id]), jump(chainGuard))
+		}
+	}
 	add(chainKeep, "", established(), verdict(expr.VerdictAccept))
 	add(chainKeep, "", jump(chainGuard))
 
 	add(chainGuard, "", loopback(), verdict(expr.VerdictAccept))
 	add(chainGuard, "", forwarded(), verdict(expr.VerdictAccept))
-	for _, id := range slices.SortedFunc(maps.Keys(sets), setID.compare) {
-		add(chainGuard, "", id.lookup(sets[id]), verdict(expr.VerdictAccept))
+	for _, id := range ids {
+		if id.kind != revoked {
+			add(chainGuard, "", id.lookup(sets[id]), verdict(expr.VerdictAccept))
+		}
 	}
 	add(chainGuard, "", jump(chainDeny))
 
@@ -228,7 +247,7 @@ func (s setID) lookup(set *nftables.Set) []expr.Any {
 	if s.bits < n*8 {
 		match = append(match, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(n), Mask: mask(s.bits, n), Xor: make([]byte, n)})
 	}
-	if !s.exempt {
+	if s.kind != exempt {
 		match = append(match, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: protocolRegister}, destinationPort(portRegister))
 	}
 	return append(match, &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID})

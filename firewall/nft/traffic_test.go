@@ -395,22 +395,31 @@ func dial(t *testing.T, pair fwtest.Pair, address string) (c net.Conn, err error
 	return c, err
 }
 
-// alive reports whether a session still carries data.
+var lastWord byte
+
+// alive reports whether a session still carries data: a byte that was not
+// sent before comes back, after those that were lost for a while.
 func alive(t *testing.T, c net.Conn) bool {
 	t.Helper()
+	lastWord++
 	c.SetDeadline(time.Now().Add(400 * time.Millisecond))
-	if _, err := c.Write([]byte("x")); err != nil {
+	if _, err := c.Write([]byte{lastWord}); err != nil {
 		return false
 	}
-	_, err := io.ReadFull(c, make([]byte, 1))
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, syscall.ECONNRESET) {
-		t.Fatal(err)
+	for b := []byte{0}; ; {
+		_, err := io.ReadFull(c, b)
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatal(err)
+		}
+		if err != nil || b[0] == lastWord {
+			return err == nil
+		}
 	}
-	return err == nil
 }
 
-// When an opening ends, kept sessions go on and cut ones do not; new ones
-// are refused in both.
+// When an opening runs out, kept sessions go on and cut ones do not; new ones
+// are refused in both. When it is taken back, both are cut, and a new grant
+// lets the session speak again.
 func TestSessionsAtEnd(t *testing.T) {
 	pair := fwtest.NewPair(t)
 	for _, family := range []struct{ source, vm string }{{fwtest.Outside4 + "/32", fwtest.VM4}, {fwtest.Outside6 + "/128", fwtest.VM6}} {
@@ -436,13 +445,35 @@ func TestSessionsAtEnd(t *testing.T) {
 		if !alive(t, kept) || !alive(t, ended) {
 			t.Fatal("a granted session carries nothing")
 		}
-		clear(want.Openings)
-		fwtest.In(t, pair.VM, func() { apply(t, b, want) })
+		short := firewall.Ruleset{Ports: want.Ports, Openings: map[firewall.Door]firewall.End{}}
+		for door := range want.Openings {
+			short.Openings[door] = firewall.End{Until: bootNow().Add(time.Second)}
+		}
+		fwtest.In(t, pair.VM, func() { apply(t, b, short) })
+		time.Sleep(1100 * time.Millisecond) // the kernel ends them: no plan is applied
 		if !alive(t, kept) {
 			t.Errorf("%s: the kept session was cut", family.vm)
 		}
 		if alive(t, ended) {
 			t.Errorf("%s: the cut session goes on", family.vm)
+		}
+		granted := firewall.Ruleset{Ports: want.Ports, Openings: map[firewall.Door]firewall.End{
+			fwtest.Door(t, family.source, "22/tcp"): {Until: bootNow().Add(time.Hour)},
+		}}
+		closed := firewall.Ruleset{Ports: want.Ports}
+		for range 2 {
+			fwtest.In(t, pair.VM, func() { apply(t, b, granted) })
+			speaks := false
+			for i := 0; i < 20 && !speaks; i++ { // what was lost meanwhile is sent again after a while
+				speaks = alive(t, kept)
+			}
+			if !speaks {
+				t.Fatalf("%s: a session with a grant is cut", family.vm)
+			}
+			fwtest.In(t, pair.VM, func() { apply(t, b, closed) })
+			if alive(t, kept) {
+				t.Errorf("%s: the grant was taken back and its session goes on", family.vm)
+			}
 		}
 		for _, address := range []string{keep, cut} {
 			if c, err := dial(t, pair, address); err == nil {

@@ -1,0 +1,84 @@
+//go:build linux
+
+package e2e_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// programs is where the programs under test are built.
+var programs string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		// The tests wait for ends to come, more than they compute.
+		flag.Set("test.parallel", "8")
+	}
+	var err error
+	if programs, err = os.MkdirTemp("", "jitgate-e2e-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(programs)
+	os.Exit(code)
+}
+
+// jitgate is the program under test.
+var jitgate = sync.OnceValues(func() (string, error) { return build("jitgate", "") })
+
+// build builds jitgate with linker flags.
+func build(name, ldflags string) (string, error) {
+	path := filepath.Join(programs, name)
+	out, err := exec.Command("go", "build", "-buildvcs=false", "-ldflags", ldflags, "-o", path, "github.com/jitgate/jitgate").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return path, nil
+}
+
+// privileged skips a test that cannot run here. Where tests must run, in CI,
+// that is a failure.
+func privileged(t *testing.T) {
+	t.Helper()
+	why := ""
+	if os.Geteuid() != 0 {
+		why = "network namespaces need root"
+	}
+	for _, tool := range []string{"ip", "nft", "sh", "jq", "openssl"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			why = err.Error()
+		}
+	}
+	switch {
+	case why == "":
+	case os.Getenv("JITGATE_CI") != "":
+		t.Fatal(why)
+	default:
+		t.Skip(why)
+	}
+}
+
+// patience bounds every wait for something that should come at once: long
+// enough for a machine under load.
+const patience = 10 * time.Second
+
+// until waits for done, and fails the test if it does not come in time.
+func until(t *testing.T, within time.Duration, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(within); !done(); time.Sleep(3 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("within %s: %s", within, what)
+		}
+	}
+}
