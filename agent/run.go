@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -18,21 +19,19 @@ import (
 // standing. ready, if not nil, is called once the guard is in place. An error
 // before that is final: the supervisor must see it.
 func (a *Agent) Run(ctx context.Context, ready func()) error {
-	if err := errors.Join(os.MkdirAll(a.Settings.StateDir, 0o700), os.MkdirAll(a.Settings.InboxDir, 0o755)); err != nil {
-		return err
-	}
-	unlock, err := lock(a.Settings.StateDir)
+	release, err := a.takeDirs()
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer release()
 	a.Load()
 	// Watch before the first look, so that nothing falls between.
-	watch, err := watchInbox(a.Settings.InboxDir)
+	watch, err := fsnotify.NewWatcher()
 	if err != nil {
-		return err
+		return fmt.Errorf("watch: %w", err)
 	}
 	defer watch.Close()
+	a.watch(watch)
 	wake, err := newAlarm()
 	if err != nil {
 		return err
@@ -68,7 +67,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 			call()
 			continue
 		case <-wake.C:
-			watch.renew(a.Settings.InboxDir)
+			a.watch(watch)
 		case <-a.Backend.Changes():
 			a.observed = a.Clock.Boot().Add(-Resync) // look now
 		case event := <-watch.Events:
@@ -114,38 +113,39 @@ func delivery(event fsnotify.Event) bool {
 	return false
 }
 
-// watcher watches the inbox directory: a watch on a file would die with the
-// first rename over it.
-type watcher struct{ *fsnotify.Watcher }
-
-func watchInbox(dir string) (watcher, error) {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return watcher{}, fmt.Errorf("watch %s: %w", dir, err)
+// takeDirs makes the directories and takes the state directory for this
+// process. A disk that has no room for them does not keep an agent from
+// guarding: nothing opens before its mark and its record are on it.
+func (a *Agent) takeDirs() (release func(), err error) {
+	if err := errors.Join(os.MkdirAll(a.Settings.StateDir, 0o700), os.MkdirAll(a.Settings.InboxDir, 0o755)); err != nil {
+		a.Log.Error("nothing will open", "error", err)
 	}
-	if err := w.Add(dir); err != nil {
-		return watcher{}, errors.Join(err, w.Close())
+	release, err = lock(a.Settings.StateDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil
 	}
-	return watcher{w}, nil
+	return release, err
 }
 
-// renew watches the directory again if it was removed and made anew.
-func (w watcher) renew(dir string) {
-	if len(w.WatchList()) == 0 {
-		_ = w.Add(dir) // tried again at the next look
+// watch watches the inbox directory unless it is watched already: it may have
+// been removed and made anew. A watch on a file in it would die with the first
+// rename over it. Without a watch the look every 30 seconds goes on.
+func (a *Agent) watch(w *fsnotify.Watcher) {
+	if len(w.WatchList()) > 0 {
+		return
+	}
+	if err := w.Add(a.Settings.InboxDir); err != nil {
+		a.Log.Warn("inbox watch", "error", err)
 	}
 }
 
 // Once is one pass by itself, for an administrator or a timer.
 func (a *Agent) Once(ctx context.Context) error {
-	if err := errors.Join(os.MkdirAll(a.Settings.StateDir, 0o700), os.MkdirAll(a.Settings.InboxDir, 0o755)); err != nil {
-		return err
-	}
-	unlock, err := lock(a.Settings.StateDir)
+	release, err := a.takeDirs()
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer release()
 	a.Load()
 	_, err = a.Step(ctx)
 	return err

@@ -185,6 +185,17 @@ func TestGuardsOnReadOnlyDisk(t *testing.T) {
 	h.kill()
 }
 
+// Nor does one that is not there and cannot be made: a first boot on a full
+// disk.
+func TestGuardsWithoutDirectories(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.settings["state_dir"], h.settings["inbox_dir"] = quote("/proc/jitgate/state"), quote("/proc/jitgate/inbox")
+	h.start()
+	h.isClosed(ways("22/tcp", alice4, bob6))
+	h.until("status should say why nothing opens", func(s status) bool { return strings.Contains(s.Problem, "not-durable: ") })
+}
+
 // A mark that cannot be read may have been a newer one: nothing opens.
 func TestUnreadableMark(t *testing.T) {
 	t.Parallel()

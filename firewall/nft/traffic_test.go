@@ -44,8 +44,6 @@ type prober struct {
 	arrived map[uint32]bool
 	mu      sync.Mutex
 	next    uint32
-	send    map[bool]map[netip.Addr]*net.UDPConn
-	control [2]net.PacketConn
 }
 
 var probePorts = []uint16{22, 3389, 5985, 5986, 5987}
