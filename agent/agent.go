@@ -43,8 +43,8 @@ type Clock struct {
 // SystemClock reads the host's clocks.
 var SystemClock = Clock{Wall: time.Now, Boot: BootNow}
 
-// Agent guards one host. It is used by one goroutine, save for Status and
-// Lockdown.
+// Agent guards one host. It is used by one goroutine; what comes in by the
+// local socket waits its turn.
 type Agent struct {
 	Settings Settings
 	Backend  firewall.Backend
@@ -110,8 +110,8 @@ func (a *Agent) Load() {
 	a.mark, a.docs = m, restore(m.State, saved)
 	for k := range kinds {
 		// A newer document than the mark: saved just before a crash.
-		if saved[k] != nil && a.docs.raw[k] == nil {
-			a.admit(k, saved[k])
+		if saved[k] != nil && a.docs.raw[k] == nil && a.admit(k, saved[k]) == nil {
+			a.pending = append(a.pending, a.admitted(k))
 		}
 	}
 }
@@ -174,16 +174,23 @@ func (a *Agent) takeInbox() []audit.Event {
 		case err == nil:
 			a.refusals[k] = refusal{}
 			if a.docs.version(k) != before {
-				events = append(events, audit.Event{Name: audit.DocumentAdmit, Document: k.String(), Version: a.docs.version(k),
-					Message: fmt.Sprintf("%s version %d is in force", k, a.docs.version(k))})
+				events = append(events, a.admitted(k))
 			}
-		case last.err == nil || last.err.Error() != err.Error() || !bytes.Equal(last.raw, raw):
+		case last.err == nil || policy.CodeOf(last.err) != policy.CodeOf(err) || !bytes.Equal(last.raw, raw):
+			// Once a file and a code: the sentence may hold the time of day.
 			a.refusals[k] = refusal{raw, err, a.Clock.Wall()}
 			events = append(events, refusedDocument(k, err))
 			a.Log.Warn("document refused", "document", k.String(), "error", err)
 		}
 	}
 	return events
+}
+
+// admitted is the event of the document of kind k that is in force.
+func (a *Agent) admitted(k Kind) audit.Event {
+	version := a.docs.version(k)
+	return audit.Event{Name: audit.DocumentAdmit, Time: a.Clock.Wall(), Document: k.String(), Version: version,
+		Message: fmt.Sprintf("%s version %d is in force", k, version)}
 }
 
 func refusedDocument(k Kind, err error) audit.Event {

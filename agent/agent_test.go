@@ -272,6 +272,8 @@ func TestClockBehind(t *testing.T) {
 	w.mustPass(0)
 	w.wantOpen(alice, false)
 	w.wantRecord("document.refused grants clock-behind")
+	w.mustPass(Resync)
+	w.wantRecord() // once, though the sentence names another time now
 	w.wall = w.wall.Add(24 * time.Hour)
 	w.list(w.grant("b", alice, 0, time.Hour))
 	w.mustPass(0)
@@ -467,6 +469,32 @@ func TestLockdown(t *testing.T) {
 	if len(w.mark.Void) != 0 {
 		t.Errorf("ids of no list are remembered: %v", w.mark.Void)
 	}
+}
+
+// A crash between the document and the mark: the document is admitted again,
+// and the record has it.
+func TestCrashBeforeTheMark(t *testing.T) {
+	w := newWorld(t)
+	w.deliver()
+	w.mustPass(0)
+	mark, err := os.ReadFile(filepath.Join(w.Settings.StateDir, markFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.list(w.grant("a", alice, 0, time.Hour))
+	w.record.fail = errors.New("the machine goes down")
+	if err := w.pass(time.Second); err == nil {
+		t.Fatal("recorded")
+	}
+	if err := os.WriteFile(filepath.Join(w.Settings.StateDir, markFile), mark, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.record.fail = nil
+	w.record.take()
+	w.restart()
+	w.mustPass(time.Second)
+	w.wantOpen(alice, true)
+	w.wantRecord("document.admitted grants", "grant.opening a", "grant.opened a")
 }
 
 // What is lost or broken on the disk closes, and never unguards a port.
