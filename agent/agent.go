@@ -38,10 +38,13 @@ const Resync = 30 * time.Second
 type Clock struct {
 	Wall func() time.Time
 	Boot func() firewall.BootTime
+	// BootID names this run of the boot clock: another one begins with every
+	// boot. Empty where the platform has no name for it.
+	BootID string
 }
 
 // SystemClock reads the host's clocks.
-var SystemClock = Clock{Wall: time.Now, Boot: BootNow}
+func SystemClock() Clock { return Clock{Wall: time.Now, Boot: BootNow, BootID: bootID()} }
 
 // Agent guards one host. It is used by one goroutine; what comes in by the
 // local socket waits its turn.
@@ -90,7 +93,7 @@ type refusal struct {
 // Load reads what an earlier run saved. It changes nothing.
 func (a *Agent) Load() {
 	a.store = store{a.Settings.StateDir}
-	a.horizon, a.live, a.reported = horizon{}, map[string]granted{}, map[string]policy.Code{}
+	a.horizon, a.live, a.reported = a.store.loadHorizon(a.Clock.BootID), map[string]granted{}, map[string]policy.Code{}
 	a.calls = make(chan func())
 	a.started = a.Clock.Wall()
 	m, saved, err := a.store.load()
@@ -346,7 +349,7 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 		a.drift = false
 		story.always = append(story.always, audit.Event{Name: audit.GuardRepaired, Message: "the guard is whole again"})
 	}
-	a.horizon = w.horizon
+	a.keep(w.horizon)
 	if problem != nil {
 		// Nothing opened. What was in force and still should be is.
 		maps.DeleteFunc(a.live, func(id string, _ granted) bool { _, ok := w.live[id]; return !ok })
@@ -355,6 +358,18 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	a.live = w.live
 	a.forgetExpired()
 	return a.record(ctx, append(story.opened, story.always...))
+}
+
+// keep remembers the horizon, and for an agent that starts later in this
+// boot. A failure only means that such an agent draws it anew.
+func (a *Agent) keep(h horizon) {
+	if maps.Equal(a.horizon, h) {
+		return
+	}
+	a.horizon = h
+	if err := a.store.saveHorizon(a.Clock.BootID, h); err != nil {
+		a.Log.Warn("the ends of openings are remembered by this process only", "error", err)
+	}
 }
 
 // also joins err to problem, unless problem says the same already.

@@ -110,7 +110,7 @@ func newWorld(t *testing.T) *world {
 // disk and the record stay.
 func (w *world) restart() {
 	w.Agent = &Agent{Settings: w.Settings, Backend: w.fake, Audit: w.record, Log: hclog.NewNullLogger(),
-		Clock: Clock{Wall: func() time.Time { return w.wall }, Boot: func() firewall.BootTime { return w.boot }}}
+		Clock: Clock{Wall: func() time.Time { return w.wall }, Boot: func() firewall.BootTime { return w.boot }, BootID: "this boot"}}
 	w.Load()
 }
 
@@ -239,8 +239,10 @@ func TestNextWakesForEveryChange(t *testing.T) {
 
 // A wall clock set back extends nothing, and one set forward only closes.
 func TestClockSteps(t *testing.T) {
-	for _, step := range []time.Duration{-24 * time.Hour, -time.Hour, -90 * time.Second, -time.Second, time.Second, 24 * time.Hour} {
-		t.Run(step.String(), func(t *testing.T) {
+	for i := range 12 {
+		step := []time.Duration{-24 * time.Hour, -time.Hour, -90 * time.Second, -time.Second, time.Second, 24 * time.Hour}[i/2]
+		restarts := i%2 == 1 // agents come and go, the boot is one
+		t.Run(fmt.Sprintf("%s, restarts %t", step, restarts), func(t *testing.T) {
 			w := newWorld(t)
 			w.deliver()
 			w.list(w.grant("a", alice, 0, time.Hour))
@@ -250,10 +252,14 @@ func TestClockSteps(t *testing.T) {
 			w.wall = w.wall.Add(step)
 			for w.boot.Sub(opened) < 3*time.Hour {
 				w.mustPass(Resync)
+				if w.boot.Sub(opened)%(10*time.Minute) == 0 && restarts {
+					w.restart()
+					w.mustPass(0)
+				}
 				if w.open(alice) && w.boot.Sub(opened) > time.Hour+time.Second {
 					t.Fatalf("open %v after it was opened for an hour", w.boot.Sub(opened))
 				}
-				if step < 0 && w.boot.Sub(opened) < time.Hour {
+				if step < 0 && !restarts && w.boot.Sub(opened) < time.Hour {
 					w.wantOpen(alice, true) // nobody is cut off by a clock that was corrected
 				}
 			}
@@ -274,6 +280,15 @@ func TestClockBehind(t *testing.T) {
 	w.wantRecord("document.refused grants clock-behind")
 	w.mustPass(Resync)
 	w.wantRecord() // once, though the sentence names another time now
+	// A grant of the list that would be active by the wrong clock.
+	w.wall = w.wall.Add(24 * time.Hour)
+	w.list(w.grant("old", bob, -25*time.Hour, 2*time.Hour))
+	w.mustPass(0)
+	w.wall = w.wall.Add(-24 * time.Hour)
+	os.Remove(filepath.Join(w.Settings.StateDir, horizonFile))
+	w.restart()
+	w.mustPass(0)
+	w.wantOpen(bob, false)
 	w.wall = w.wall.Add(24 * time.Hour)
 	w.list(w.grant("b", alice, 0, time.Hour))
 	w.mustPass(0)
@@ -437,6 +452,7 @@ func TestRestart(t *testing.T) {
 	if err := os.RemoveAll(w.Settings.InboxDir); err != nil { // the state alone is enough
 		t.Fatal(err)
 	}
+	applied := w.fake.Applied
 	w.restart()
 	w.mustPass(5 * time.Minute)
 	after, err := w.fake.Observe(t.Context())
@@ -444,8 +460,69 @@ func TestRestart(t *testing.T) {
 		t.Errorf("the restart moved an opening: %v, %v", firewall.Diff(before, after.Ruleset), err)
 	}
 	w.wantRecord()
+	if w.fake.Applied != applied+1 {
+		t.Error("the table of the agent before was not taken over")
+	}
 	w.mustPass(time.Hour)
 	w.wantRecord("grant.expired a")
+}
+
+// The state directory holds another document than the mark names, validly
+// signed: an older list, an older policy.
+func TestSavedDocumentsAreThoseOfTheMark(t *testing.T) {
+	w := newWorld(t)
+	w.deliver()
+	w.list(w.grant("a", alice, 0, time.Hour))
+	w.mustPass(0)
+	older := map[Kind][]byte{}
+	for _, k := range []Kind{Policy, Grants} {
+		raw, err := os.ReadFile(filepath.Join(w.Settings.StateDir, k.File()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		older[k] = raw
+	}
+	w.deliver(func(p *policy.Policy) {
+		p.Version, p.Ports[0].AllowedSources = 2, []netip.Prefix{netip.MustParsePrefix(bob)}
+	})
+	w.list(w.grant("b", bob, 0, time.Hour))
+	w.mustPass(time.Second)
+	if err := os.RemoveAll(w.Settings.InboxDir); err != nil {
+		t.Fatal(err)
+	}
+	for k, raw := range older {
+		if err := os.WriteFile(filepath.Join(w.Settings.StateDir, k.File()), raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w.restart()
+		if v := w.docs.version(k); v != 0 {
+			t.Errorf("%s version %d is in force", k, v)
+		}
+		w.mustPass(time.Second)
+		w.wantOpen(alice, false)
+	}
+}
+
+// Two grants for one door: it is open until the later end, whichever stands
+// first on the list.
+func TestOverlappingGrants(t *testing.T) {
+	for _, shortFirst := range []bool{true, false} {
+		w := newWorld(t)
+		w.deliver()
+		short, long := w.grant("short", alice, 0, time.Minute), w.grant("long", alice, 0, time.Hour)
+		if shortFirst {
+			w.list(short, long)
+		} else {
+			w.list(long, short)
+		}
+		w.mustPass(0)
+		w.wall, w.boot = w.wall.Add(30*time.Minute), w.boot.Add(30*time.Minute)
+		w.wantOpen(alice, true) // with nobody alive to mend it
+		w.mustPass(0)
+		w.wantOpen(alice, true)
+		w.mustPass(time.Hour)
+		w.wantOpen(alice, false)
+	}
 }
 
 // A lockdown ends everything listed for good, pending grants included, also

@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +18,15 @@ func BootNow() firewall.BootTime {
 		panic(fmt.Sprintf("clock_gettime(CLOCK_BOOTTIME): %v", err)) // cannot fail since Linux 2.6.39
 	}
 	return firewall.BootTime(ts.Nano())
+}
+
+// bootID is the kernel's name for this boot.
+func bootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
 }
 
 // alarm fires once at a time on the boot clock. Go's own timers count

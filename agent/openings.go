@@ -15,8 +15,8 @@ import (
 type horizon map[string]anchor
 
 type anchor struct {
-	end time.Time
-	at  firewall.BootTime
+	End time.Time         `json:"end"`
+	At  firewall.BootTime `json:"at"` // nanoseconds since boot
 }
 
 // farthest keeps the sum of a boot time and a span from overflowing.
@@ -27,8 +27,8 @@ const farthest = 20 * 365 * 24 * time.Hour
 // name starts anew.
 func (h horizon) settle(next horizon, name string, end, wall time.Time, boot firewall.BootTime) firewall.BootTime {
 	at := boot.Add(min(end.Sub(wall), farthest))
-	if old, ok := h[name]; ok && old.end.Equal(end) && at > old.at.Add(-firewall.Slack) {
-		at = old.at // within the slack it is the same instant, read with jitter
+	if old, ok := h[name]; ok && old.End.Equal(end) && at > old.At.Add(-firewall.Slack) {
+		at = old.At // within the slack it is the same instant, read with jitter
 	}
 	next[name] = anchor{end, at}
 	return at

@@ -12,7 +12,10 @@ import (
 	"github.com/jitgate/jitgate/policy"
 )
 
-const markFile = "mark.json"
+const (
+	markFile    = "mark.json"
+	horizonFile = "horizon.json"
+)
 
 // mark is what the agent must not forget across a restart. It is written
 // before anything opens on the strength of it.
@@ -76,6 +79,40 @@ func (s store) save(m mark, documents [kinds][]byte, changed [kinds]bool) error 
 		return err
 	}
 	return syncDir(s.dir)
+}
+
+// savedHorizon is a horizon with the boot whose clock it is on.
+type savedHorizon struct {
+	BootID  string  `json:"bootID"`
+	Anchors horizon `json:"anchors"`
+}
+
+// saveHorizon keeps the horizon for the next agent of this boot. It need not
+// outlive a power cut: the boot clock it is on does not either.
+func (s store) saveHorizon(bootID string, h horizon) error {
+	if bootID == "" {
+		return nil
+	}
+	text, err := json.Marshal(savedHorizon{bootID, h})
+	if err != nil {
+		return err
+	}
+	temporary := filepath.Join(s.dir, "."+horizonFile+".new")
+	if err := os.WriteFile(temporary, text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temporary, filepath.Join(s.dir, horizonFile))
+}
+
+// loadHorizon returns what an earlier agent of this boot saved; else an empty
+// horizon.
+func (s store) loadHorizon(bootID string) horizon {
+	var saved savedHorizon
+	text, err := os.ReadFile(filepath.Join(s.dir, horizonFile))
+	if err != nil || json.Unmarshal(text, &saved) != nil || saved.BootID != bootID || bootID == "" || saved.Anchors == nil {
+		return horizon{}
+	}
+	return saved.Anchors
 }
 
 func formatPorts(ports []firewall.Port) []string {

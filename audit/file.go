@@ -39,9 +39,12 @@ type head struct {
 type line struct {
 	Seq  uint64 `json:"seq"`
 	Prev string `json:"prev"` // of the line before, without its newline
+	Time string `json:"time"` // in place of the event's: of one width
 	Event
 	Torn string `json:"torn,omitempty"` // digest of bytes set aside before this line
 }
+
+const timeLayout = "2006-01-02T15:04:05.000Z"
 
 // genesis stands for the line before the first.
 var genesis = hex.EncodeToString(make([]byte, sha256.Size))
@@ -70,8 +73,7 @@ func (l *File) Record(_ context.Context, events ...Event) error {
 		if e.Time.IsZero() {
 			e.Time = l.Now()
 		}
-		e.Time = e.Time.UTC().Truncate(time.Millisecond)
-		entry, err := json.Marshal(line{Seq: next.seq + 1, Prev: next.hash, Event: e, Torn: torn})
+		entry, err := json.Marshal(line{Seq: next.seq + 1, Prev: next.hash, Time: e.Time.UTC().Format(timeLayout), Event: e, Torn: torn})
 		if err != nil {
 			return fmt.Errorf("audit: %w", err)
 		}

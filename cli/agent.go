@@ -69,7 +69,7 @@ func openAgent(c *cobra.Command, config, level string) (*agent.Agent, error) {
 		Backend:  backend,
 		Audit:    audit.NewFile(filepath.Join(settings.StateDir, "audit")),
 		Log:      hclog.New(&hclog.LoggerOptions{Name: "jitgate", Level: hclog.LevelFromString(level), Output: c.ErrOrStderr()}),
-		Clock:    agent.SystemClock,
+		Clock:    agent.SystemClock(),
 		Built:    builtTime(),
 	}, nil
 }

@@ -195,7 +195,7 @@ nor do listed grants that have not begun; new grants do.`,
 			if err := callAgent(c.Context(), config, http.MethodPost, "/v1/lockdown", nil); err != nil {
 				return err
 			}
-			fmt.Fprintln(c.OutOrStdout(), "every opening is closed")
+			fmt.Fprintln(c.OutOrStdout(), "every opening is closed; exempt sources of the policy stay")
 			return nil
 		},
 	}

@@ -81,7 +81,7 @@ func TestStrictJSON(t *testing.T) {
 	}
 }
 
-// Every name is needed unless DESIGN.md says it is optional.
+// Every name is needed unless docs/formats.md says it is optional.
 func TestRequiredNames(t *testing.T) {
 	optional := []string{"endNumber", "sessionsAtEnd", "exemptSourceAddressPrefixes", "maxGrantsAge", "maxUnattended", "narrowestPrefix4",
 		"narrowestPrefix6", "install", "policyVersion", "justification"}

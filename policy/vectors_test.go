@@ -56,7 +56,7 @@ type facts struct {
 
 type when = time.Time
 
-// The rows of TRUST.md's threat table that this package decides.
+// The rows of the threat table (docs/attack-surface.md) that this package decides.
 const (
 	rowEdits     = "on the path: edits any byte, cuts the file anywhere"
 	rowReplay    = "on the path: replays an older list, same version with other bytes"

@@ -5,6 +5,7 @@ package nft_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
@@ -237,6 +238,56 @@ func TestMonitorIgnoresItself(t *testing.T) {
 	case <-b.Changes():
 		t.Error("woken by our own change or by another table's")
 	case <-time.After(200 * time.Millisecond):
+	}
+}
+
+// Where the kernel can keep strangers out, it is asked to (6.9 has both flags).
+func TestOwnedWhereTheKernelCan(t *testing.T) {
+	fwtest.Isolate(t)
+	b := open(t)
+	apply(t, b, firewall.Ruleset{Ports: fwtest.Ports(t, ssh...)})
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	release := unix.ByteSliceToString(u.Release[:])
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		t.Fatalf("%q: %v", release, err)
+	}
+	if can := major > 6 || major == 6 && minor >= 9; owned(b) != can {
+		t.Errorf("kernel %s: %s", release, b.Describe())
+	}
+}
+
+// A commit that is held up, by a module to load or a busy machine, does not
+// leave an opening open for longer.
+func TestLateCommit(t *testing.T) {
+	fwtest.Isolate(t)
+	late, calls := time.Duration(0), 0
+	b, err := nft.Open(func() firewall.BootTime {
+		if calls--; calls == 0 {
+			late = 2 * time.Second
+		}
+		return bootNow().Add(late)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	ports := fwtest.Ports(t, ssh...)
+	apply(t, b, firewall.Ruleset{Ports: ports})
+	door, until := fwtest.Door(t, "203.0.113.7/32", "22/tcp"), bootNow().Add(time.Minute)
+	calls = 3 // when it began, when it was encoded, and now it is two seconds later
+	if err := b.Apply(t.Context(), firewall.Plan{Ports: ports, Open: []firewall.Change{{Door: door, End: firewall.End{Until: until}}}}); err != nil {
+		t.Fatal(err)
+	}
+	have, err := b.Observe(t.Context())
+	if err != nil || late == 0 {
+		t.Fatalf("%v, late by %v", err, late)
+	}
+	if off := have.Openings[door].Until.Sub(until); off > firewall.Slack {
+		t.Errorf("open %v longer than asked", off)
 	}
 }
 

@@ -443,11 +443,14 @@ func TestSessionsAtEnd(t *testing.T) {
 		if !alive(t, kept) || !alive(t, ended) {
 			t.Fatal("a granted session carries nothing")
 		}
-		short := firewall.Ruleset{Ports: want.Ports, Openings: map[firewall.Door]firewall.End{}}
-		for door := range want.Openings {
-			short.Openings[door] = firewall.End{Until: bootNow().Add(time.Second)}
+		short := func() firewall.Ruleset {
+			r := firewall.Ruleset{Ports: want.Ports, Openings: map[firewall.Door]firewall.End{}}
+			for door := range want.Openings {
+				r.Openings[door] = firewall.End{Until: bootNow().Add(time.Second)}
+			}
+			return r
 		}
-		fwtest.In(t, pair.VM, func() { apply(t, b, short) })
+		fwtest.In(t, pair.VM, func() { apply(t, b, short()) })
 		time.Sleep(1100 * time.Millisecond) // the kernel ends them: no plan is applied
 		if !alive(t, kept) {
 			t.Errorf("%s: the kept session was cut", family.vm)
@@ -471,6 +474,14 @@ func TestSessionsAtEnd(t *testing.T) {
 			fwtest.In(t, pair.VM, func() { apply(t, b, closed) })
 			if alive(t, kept) {
 				t.Errorf("%s: the grant was taken back and its session goes on", family.vm)
+			}
+		}
+		// Granted once more, and this time it runs out: the session is kept.
+		fwtest.In(t, pair.VM, func() { apply(t, b, short()) })
+		time.Sleep(1100 * time.Millisecond)
+		for i := 0; !alive(t, kept); i++ {
+			if i == 20 {
+				t.Fatalf("%s: a session granted again is cut when the grant runs out", family.vm)
 			}
 		}
 		for _, address := range []string{keep, cut} {
