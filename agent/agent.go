@@ -68,8 +68,9 @@ type Agent struct {
 	have     firewall.Observed
 	known    bool // have is what the firewall holds
 	observed firewall.BootTime
-	applied  bool          // the first pass is through
-	drift    bool          // somebody else changed the guard, and it is not mended yet
+	applied  bool // the first pass is through
+	drift    bool // somebody else changed the guard, and it is not mended yet
+	culprit  firewall.Alteration
 	pending  []audit.Event // could not be recorded yet
 
 	decision policy.Decision   // of the last pass
@@ -300,8 +301,9 @@ func (a *Agent) observe(ctx context.Context) error {
 		return err
 	}
 	a.have, a.known, a.observed = have, true, a.Clock.Boot()
-	if checked && drifted(before, have, a.observed) {
-		a.drift = true
+	a.drift = a.drift || checked && drifted(before, have, a.observed)
+	if !a.drift {
+		a.culprit = firewall.Alteration{} // whatever he did, it is as it was
 	}
 	return nil
 }
@@ -328,7 +330,7 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	story := a.narrate(plan, w)
 	if a.drift {
 		a.Log.Warn("the firewall is not as this agent left it", "plan", plan.Describe(a.Clock.Boot()))
-		events = append(events, audit.Event{Name: audit.GuardDrift, Message: "the guard was changed by somebody else"})
+		events = append(events, a.altered(audit.GuardDrift, "the guard was changed by somebody else"))
 	}
 	problem := also(errors.Join(a.unread, a.saveErr), a.record(ctx, events))
 	if problem == nil {
@@ -346,8 +348,12 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	}
 	a.applied = true
 	if a.drift {
-		a.drift = false
-		story.always = append(story.always, audit.Event{Name: audit.GuardRepaired, Message: "the guard is whole again"})
+		repaired := a.altered(audit.GuardRepaired, "the guard is whole again")
+		if a.culprit.At != 0 {
+			repaired.ExposedMS = a.Clock.Boot().Sub(a.culprit.At).Milliseconds()
+		}
+		story.always = append(story.always, repaired)
+		a.drift, a.culprit = false, firewall.Alteration{}
 	}
 	a.keep(w.horizon)
 	if problem != nil {
@@ -378,6 +384,20 @@ func also(problem, err error) error {
 		return problem
 	}
 	return errors.Join(problem, err)
+}
+
+// altered is an event about a change by somebody else, with what is known of
+// him.
+func (a *Agent) altered(name audit.Name, message string) audit.Event {
+	return audit.Event{Name: name, Message: message, Process: a.culprit.Process, PID: a.culprit.PID}
+}
+
+// suspect has the next pass look at the firewall: somebody changed it.
+func (a *Agent) suspect(by firewall.Alteration) {
+	a.observed = a.Clock.Boot().Add(-Resync)
+	if !a.drift {
+		a.culprit = by
+	}
 }
 
 // forgetExpired drops openings the kernel has closed by now from what is

@@ -437,6 +437,15 @@ func TestTamperingIsMended(t *testing.T) {
 	w.wantRecord("guard.drift", "guard.repaired")
 	w.mustPass(Resync)
 	w.wantRecord()
+	// Where the kernel tells at once, the record names who and for how long.
+	w.fake.Tamper(false)
+	w.suspect(firewall.Alteration{At: w.boot, Process: "nft", PID: 42})
+	w.mustPass(7 * time.Millisecond)
+	w.wantOpen(bob, false)
+	drift, repaired := w.record.events[0], w.record.events[1]
+	if drift.Process != "nft" || drift.PID != 42 || repaired.Process != "nft" || repaired.ExposedMS != 7 {
+		t.Errorf("recorded %+v and %+v", drift, repaired)
+	}
 }
 
 func TestRestart(t *testing.T) {

@@ -68,8 +68,8 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 			continue
 		case <-wake.C:
 			a.watch(watch)
-		case <-a.Backend.Changes():
-			a.observed = a.Clock.Boot().Add(-Resync) // look now
+		case by := <-a.Backend.Changes():
+			a.suspect(by)
 		case event := <-watch.Events:
 			if !delivery(event) {
 				continue

@@ -45,6 +45,11 @@ type Event struct {
 	Requestor string    `json:"requestor,omitempty"`
 	Reason    string    `json:"reason,omitempty"`
 	Code      string    `json:"code,omitempty"`
+	Process   string    `json:"process,omitempty"` // who changed the guard, where the kernel tells
+	PID       int       `json:"pid,omitempty"`
+	// ExposedMS is for how many milliseconds the guard was not whole, from
+	// when the change was noticed to when it was mended.
+	ExposedMS int64 `json:"exposedMs,omitempty"`
 }
 
 // Sink keeps events.

@@ -269,6 +269,13 @@ func (p Plan) Describe(now BootTime) string {
 	return b.String()
 }
 
+// Alteration is a change of the guard by somebody else.
+type Alteration struct {
+	At      BootTime // when it was noticed
+	Process string   // the name of the process that did it; empty if unknown
+	PID     int      // 0 if unknown
+}
+
 // ErrConflict is returned by Apply when the platform holds something else
 // than was applied: somebody writes there too, or an answer was lost. Observe
 // again.
@@ -283,8 +290,9 @@ type Backend interface {
 	// platform is unknown until the next Observe.
 	Apply(ctx context.Context, p Plan) error
 	// Changes receives after somebody else changed the guard. It is nil where
-	// the platform lets nobody.
-	Changes() <-chan struct{}
+	// the platform lets nobody. A change that comes while another waits to be
+	// received is not told.
+	Changes() <-chan Alteration
 	// Denied returns how many packets the guard has dropped, or would have
 	// where it only observes, since it was made.
 	Denied(ctx context.Context) (uint64, error)

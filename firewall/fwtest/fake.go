@@ -113,7 +113,7 @@ func (f *Fake) expire() {
 }
 
 // Changes implements firewall.Backend.
-func (f *Fake) Changes() <-chan struct{} { return nil }
+func (f *Fake) Changes() <-chan firewall.Alteration { return nil }
 
 // Denied implements firewall.Backend.
 func (f *Fake) Denied(context.Context) (uint64, error) { return f.drops, nil }

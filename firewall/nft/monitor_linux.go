@@ -1,22 +1,28 @@
 package nft
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/jitgate/jitgate/firewall"
 )
 
 // monitor tells of changes others make to the table. It is only needed where
 // the kernel lets them: an owned table changes by nobody's hand but ours.
 type monitor struct {
 	file    *os.File
-	changes chan struct{}
+	own     uint32 // our own netlink port
+	now     func() firewall.BootTime
+	changes chan firewall.Alteration
 }
 
 // newMonitor listens for changes that do not come from the socket own.
-func newMonitor(own uint32) (*monitor, error) {
+func newMonitor(own uint32, now func() firewall.BootTime) (*monitor, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
@@ -29,50 +35,89 @@ func newMonitor(own uint32) (*monitor, error) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("bind", err)
 	}
-	m := &monitor{file: os.NewFile(uintptr(fd), "nftables monitor"), changes: make(chan struct{}, 1)}
-	go m.run(own)
+	m := &monitor{file: os.NewFile(uintptr(fd), "nftables monitor"), own: own, now: now, changes: make(chan firewall.Alteration, 1)}
+	go m.run()
 	return m, nil
 }
 
-func (m *monitor) run(own uint32) {
+func (m *monitor) run() {
 	buffer := make([]byte, 64<<10)
+	var t transaction
 	for {
 		n, err := m.file.Read(buffer)
-		// The queue ran over: what was lost may have been about us.
-		overflow := errors.Is(err, unix.ENOBUFS)
-		if err != nil && !overflow {
+		if errors.Is(err, unix.ENOBUFS) {
+			// The queue ran over: what was lost may have been about us.
+			t = transaction{}
+			m.tell(firewall.Alteration{At: m.now()})
+			continue
+		}
+		if err != nil {
 			return // closed
 		}
-		if overflow || concerns(buffer[:n], own) {
-			select {
-			case m.changes <- struct{}{}:
-			default: // one is waiting to be seen
-			}
+		for _, by := range t.read(buffer[:n], m.own) {
+			by.At = m.now()
+			m.tell(by)
 		}
 	}
 }
 
-// concerns reports whether one of the events is about our table and comes
-// from somebody else.
-func concerns(b []byte, own uint32) bool {
+func (m *monitor) tell(a firewall.Alteration) {
+	select {
+	case m.changes <- a:
+	default: // one is waiting to be seen
+	}
+}
+
+// transaction is what was seen of the kernel's current one: it tells of every
+// object changed, and at the end who did it.
+type transaction struct{ ours bool }
+
+// read reads messages and returns who changed our table, for each transaction
+// that ends in them.
+func (t *transaction) read(b []byte, own uint32) (ended []firewall.Alteration) {
 	for len(b) >= unix.NLMSG_HDRLEN {
 		length, sender := int(binary.NativeEndian.Uint32(b)), binary.NativeEndian.Uint32(b[12:])
 		if length < unix.NLMSG_HDRLEN+genericLen || length > len(b) {
-			return true // not understood
+			return append(ended, firewall.Alteration{}) // not understood
 		}
-		// In every message of nf_tables about an object of a table, and about
-		// the table, attribute 1 is the table's name.
+		typ := binary.NativeEndian.Uint16(b[4:])
 		parts, err := split(b[unix.NLMSG_HDRLEN+genericLen : length])
-		if sender != own && err == nil {
-			for _, a := range parts {
-				if a.kind == unix.NFTA_TABLE_NAME && string(a.data) == TableName+"\x00" {
-					return true
-				}
+		switch {
+		case err != nil:
+			t.ours = true
+		case typ == uint16(messageType(unix.NFT_MSG_NEWGEN)):
+			if t.ours {
+				ended = append(ended, author(parts))
 			}
+			t.ours = false
+		case sender != own && namesTable(parts):
+			t.ours = true
 		}
 		b = b[min(len(b), (length+3)&^3):]
 	}
-	return false
+	return ended
+}
+
+// namesTable reports whether an event is about our table: in every message of
+// nf_tables about an object of a table, and about the table, attribute 1 is
+// the table's name.
+func namesTable(parts []attribute) bool {
+	return slices.ContainsFunc(parts, func(a attribute) bool {
+		return a.kind == unix.NFTA_TABLE_NAME && string(a.data) == TableName+"\x00"
+	})
+}
+
+// author reads the process from the message that ends a transaction (4.14).
+func author(parts []attribute) (a firewall.Alteration) {
+	for _, p := range parts {
+		switch {
+		case p.kind == unix.NFTA_GEN_PROC_PID && len(p.data) == 4:
+			a.PID = int(binary.BigEndian.Uint32(p.data))
+		case p.kind == unix.NFTA_GEN_PROC_NAME:
+			a.Process = string(bytes.TrimRight(p.data, "\x00"))
+		}
+	}
+	return a
 }
 
 func (m *monitor) close() error { return m.file.Close() }

@@ -60,7 +60,7 @@ func (b *Backend) Close() error {
 }
 
 // Changes implements firewall.Backend.
-func (b *Backend) Changes() <-chan struct{} {
+func (b *Backend) Changes() <-chan firewall.Alteration {
 	if b.watch == nil {
 		return nil
 	}
@@ -174,7 +174,7 @@ func (b *Backend) Apply(ctx context.Context, p firewall.Plan) error {
 		return nil
 	}
 	if b.watch == nil && b.table.flags&flagOwner == 0 {
-		if b.watch, err = newMonitor(b.socket.port); err != nil {
+		if b.watch, err = newMonitor(b.socket.port, b.now); err != nil {
 			return err
 		}
 	}

@@ -192,7 +192,10 @@ func TestRepair(t *testing.T) {
 				t.Fatalf("%s: %v: %s", attack, err, out)
 			}
 			select {
-			case <-b.Changes():
+			case by := <-b.Changes():
+				if by.Process != "nft" || by.PID == 0 || by.At == 0 || by.At > bootNow() {
+					t.Errorf("the monitor says %+v did it", by)
+				}
 			case <-time.After(10 * time.Second):
 				t.Fatal("the monitor did not tell")
 			}
