@@ -40,6 +40,7 @@ type encoder struct {
 	conn     *nftables.Conn
 	messages []netlink.Message
 	sets     map[setID]*nftables.Set
+	local    portRange // as last read
 }
 
 func newEncoder() (*encoder, error) {
@@ -101,7 +102,7 @@ func (e *encoder) writeRules(r firewall.Ruleset, ids []setID) error {
 			return fmt.Errorf("set %s: %w", s.Name, err)
 		}
 	}
-	byChain := rules(r, sets)
+	byChain := rules(r, sets, e.local)
 	for _, c := range chains {
 		e.conn.AddChain(c)
 	}

@@ -13,6 +13,8 @@
 //	  set r4_32 { … }                          # made when first needed: grants taken back early
 //	  chain keep  { ip saddr . meta l4proto . th dport @r4_32 goto guard
 //	                ct state established accept; goto guard }
+//	  chain reply { ct state established ct direction reply accept; goto guard }  # cut ports the host
+//	                                           # may take for connections of its own
 //	  chain guard { iif lo accept
 //	                fib daddr type unicast fib daddr . iif type unicast accept
 //	                ip saddr @x4_32 accept

@@ -38,10 +38,11 @@ var (
 	chainPre = &nftables.Chain{Table: table, Name: "pre", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle, Policy: &accept}
 	chainKeep  = &nftables.Chain{Table: table, Name: "keep"}
+	chainReply = &nftables.Chain{Table: table, Name: "reply"}
 	chainGuard = &nftables.Chain{Table: table, Name: "guard"}
 	chainDeny  = &nftables.Chain{Table: table, Name: "deny"}
 	// In the order they are made: what a rule points to comes first.
-	chains = []*nftables.Chain{chainDeny, chainGuard, chainKeep, chainPre}
+	chains = []*nftables.Chain{chainDeny, chainGuard, chainReply, chainKeep, chainPre}
 )
 
 // setID names the set for sources of one family and prefix length.
@@ -146,8 +147,14 @@ func (s setID) door(key []byte) (d firewall.Door, ok bool) {
 	return d, true
 }
 
-// rules returns every rule of the guard, chain by chain, in order.
-func rules(r firewall.Ruleset, sets map[setID]*nftables.Set) map[*nftables.Chain][]*nftables.Rule {
+// portRange is a range of ports, both ends included.
+type portRange struct{ first, last uint16 }
+
+func (p portRange) overlaps(q firewall.Port) bool { return q.First <= p.last && p.first <= q.Last }
+
+// rules returns every rule of the guard, chain by chain, in order. local is
+// the range the host takes the source ports of its own connections from.
+func rules(r firewall.Ruleset, sets map[setID]*nftables.Set, local portRange) map[*nftables.Chain][]*nftables.Rule {
 	out := map[*nftables.Chain][]*nftables.Rule{}
 	add := func(c *nftables.Chain, comment string, parts ...[]expr.Any) {
 		rule := &nftables.Rule{Table: table, Chain: c, Exprs: slices.Concat(parts...)}
@@ -158,7 +165,10 @@ func rules(r firewall.Ruleset, sets map[setID]*nftables.Set) map[*nftables.Chain
 	}
 	for _, p := range r.Ports {
 		target := chainKeep
-		if p.Cut {
+		switch {
+		case p.Cut && local.overlaps(p):
+			target = chainReply
+		case p.Cut:
 			target = chainGuard
 		}
 		// The comment tells a later process which port the rule is for; what
@@ -173,6 +183,12 @@ func rules(r firewall.Ruleset, sets map[setID]*nftables.Set) map[*nftables.Chain
 	}
 	add(chainKeep, "", established(), verdict(expr.VerdictAccept))
 	add(chainKeep, "", jump(chainGuard))
+
+	// Answers to the host's own connections may come to a guarded port where
+	// that is one of those the host takes for itself. Elsewhere nobody but a
+	// client speaks to it, and the less is accepted the better.
+	add(chainReply, "", established(), answer(), verdict(expr.VerdictAccept))
+	add(chainReply, "", jump(chainGuard))
 
 	add(chainGuard, "", loopback(), verdict(expr.VerdictAccept))
 	add(chainGuard, "", forwarded(), verdict(expr.VerdictAccept))
@@ -211,6 +227,12 @@ func established() []expr.Any {
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: state, Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
 	}
+}
+
+// answer matches packets against the direction in which a connection began.
+func answer() []expr.Any {
+	const reply = 1 // IP_CT_DIR_REPLY
+	return []expr.Any{&expr.Ct{Register: 1, Key: expr.CtKeyDIRECTION}, equal(1, []byte{reply})}
 }
 
 func loopback() []expr.Any {

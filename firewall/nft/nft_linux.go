@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 
 	"github.com/mdlayher/netlink"
@@ -95,6 +96,7 @@ func (b *Backend) Observe(context.Context) (firewall.Observed, error) {
 
 func (b *Backend) observe() (o firewall.Observed, err error) {
 	o.Openings = map[firewall.Door]firewall.End{}
+	b.encode.local = localPorts()
 	b.sets, b.mendable = map[setID]bool{}, true
 	if b.table, err = b.socket.table(); err != nil || !b.table.exists {
 		return o, err
@@ -150,6 +152,22 @@ func (b *Backend) observe() (o firewall.Observed, err error) {
 	}
 	o.Intact = o.Intact && b.table.flags&flagDormant == 0
 	return o, err
+}
+
+// localPorts reads net.ipv4.ip_local_port_range of this network namespace,
+// which counts for IPv6 too. Where it cannot be read every port may be the
+// host's own.
+func localPorts() portRange {
+	all := portRange{0, 65535}
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return all
+	}
+	var p portRange
+	if _, err := fmt.Sscan(string(text), &p.first, &p.last); err != nil {
+		return all
+	}
+	return p
 }
 
 // Apply implements firewall.Backend.

@@ -295,7 +295,7 @@ func (e *encoder) rulesIntact(have map[string][]ruleState, r firewall.Ruleset, i
 	if err != nil {
 		return false, err
 	}
-	for c, list := range rules(r, sets) {
+	for c, list := range rules(r, sets, e.local) {
 		if len(have[c.Name]) != len(list) {
 			return false, nil
 		}

@@ -575,6 +575,77 @@ ip netns exec VM nft 'add table ip nat; add chain ip nat pre { type nat hook pre
 	}
 }
 
+// A host whose own connections leave from guarded ports gets its answers, and
+// the sessions of clients are cut all the same.
+func TestHostsOwnConnections(t *testing.T) {
+	pair := fwtest.NewPair(t)
+	fwtest.In(t, pair.Outside, func() {
+		for _, address := range []string{fwtest.Outside4, fwtest.Outside6} {
+			l, err := net.Listen("tcp", net.JoinHostPort(address, "443"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { l.Close() })
+			c, err := net.ListenPacket("udp", net.JoinHostPort(address, "53"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			go func() {
+				for b := make([]byte, 64); ; {
+					n, from, err := c.ReadFrom(b)
+					if err != nil {
+						return
+					}
+					c.WriteTo(b[:n], from)
+				}
+			}()
+		}
+	})
+	client := net.JoinHostPort(fwtest.VM4, "40000")
+	echo(t, pair, client)
+	ports := fwtest.Ports(t, "1024-65535/tcp cut", "1024-65535/udp cut")
+	open4 := map[firewall.Door]firewall.End{fwtest.Door(t, fwtest.Outside4+"/32", "40000/tcp"): {Until: bootNow().Add(time.Hour)}}
+	var b *nft.Backend
+	fwtest.In(t, pair.VM, func() { b = open(t); apply(t, b, firewall.Ruleset{Ports: ports, Openings: open4}) })
+	session, err := dial(t, pair, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	if !alive(t, session) {
+		t.Fatal("a granted session carries nothing")
+	}
+	fwtest.In(t, pair.VM, func() { apply(t, b, firewall.Ruleset{Ports: ports}) })
+	if alive(t, session) {
+		t.Error("the cut session goes on")
+	}
+	fwtest.In(t, pair.VM, func() {
+		for _, address := range []string{fwtest.Outside4, fwtest.Outside6} {
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(address, "443"), 5*time.Second)
+			if err != nil {
+				t.Errorf("the host's own connection: %v", err)
+				continue
+			}
+			c.Close()
+			u, err := net.Dial("udp", net.JoinHostPort(address, "53"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.SetDeadline(time.Now().Add(5 * time.Second))
+			u.Write([]byte("?"))
+			if _, err := u.Read(make([]byte, 1)); err != nil {
+				t.Errorf("the answer to the host's own question: %v", err)
+			}
+			u.Close()
+		}
+	})
+	if c, err := dial(t, pair, client); err == nil {
+		c.Close()
+		t.Error("a new session without a grant")
+	}
+}
+
 // Broadcast and multicast datagrams to a guarded port are dropped too.
 func TestBroadcastAndMulticast(t *testing.T) {
 	pair := fwtest.NewPair(t)
