@@ -26,12 +26,12 @@ func measureChange(ctx context.Context, o options, r *report) error {
 		return err
 	}
 	changed := &list[fullGrants/2]
-	changed.Sources = append(slices.Clone(changed.Sources), prefixOf(source(1<<20)))
+	changed.Sources = append(slices.Clone(changed.Sources), prefixOf(source(1<<22)))
 	more, err := countChanges(ctx, h, list)
 	if err != nil {
 		return err
 	}
-	changed.Sources = append(changed.Sources[1:], prefixOf(source(1<<20+1)))
+	changed.Sources = append(changed.Sources[1:], prefixOf(source(1<<22+1)))
 	other, err := countChanges(ctx, h, list)
 	if err != nil {
 		return err

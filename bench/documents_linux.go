@@ -95,11 +95,11 @@ func (r *realm) grant(id string, sources ...netip.Addr) policy.Grant {
 	return g
 }
 
-// grants returns n grants of 50 sources each.
-func (r *realm) grants(n int) []policy.Grant {
+// grants returns n grants of 50 sources each, from the first-th source on.
+func (r *realm) grants(first, n int) []policy.Grant {
 	list := make([]policy.Grant, n)
 	for i := range list {
-		list[i] = r.grant(grantID(i), sources(i*perGrant, perGrant)...)
+		list[i] = r.grant(grantID(i), sources(first+i*perGrant, perGrant)...)
 	}
 	return list
 }

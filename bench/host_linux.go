@@ -147,7 +147,7 @@ func (h *host) send(ctx context.Context, list []policy.Grant) (from time.Duratio
 
 // fill puts n grants in force and returns them.
 func (h *host) fill(ctx context.Context, n int) ([]policy.Grant, error) {
-	list := h.realm.grants(n)
+	list := h.realm.grants(0, n)
 	_, err := h.deliver(ctx, list, n*perGrant, anyAdded(agentTable))
 	return list, err
 }

@@ -24,16 +24,6 @@ const (
 // an error.
 const maxElements = 400
 
-// remembered is how long sessions of a revoked grant stay cut: longer than
-// conntrack remembers an established connection nobody speaks on (five days).
-// After that its packets count as new ones.
-const remembered = 7 * 24 * time.Hour
-
-// takenBack reports whether the sessions of a closing are cut.
-func takenBack(c firewall.Closing, now firewall.BootTime) bool {
-	return c.Protocol != 0 && c.Early(now)
-}
-
 // encoder makes netlink messages with google/nftables: a connection whose
 // other end only collects what is sent.
 type encoder struct {
@@ -133,17 +123,19 @@ func (e *encoder) setsOf(ids []setID) (map[setID]*nftables.Set, error) {
 // again is ignored), and deleting one that has just expired fails the whole
 // batch. So a deletion always adds first and a change adds, deletes and adds:
 // inside a batch nothing of that shows.
-//
-// sets are the sets there are: only where sessions were taken back before
-// does a new opening give them back.
-func (e *encoder) writeElements(p firewall.Plan, now firewall.BootTime, sets map[setID]bool) error {
+func (e *encoder) writeElements(p firewall.Plan, s sessions, now firewall.BootTime) error {
 	fresh, gone := map[setID][]nftables.SetElement{}, map[setID][]nftables.SetElement{}
 	for _, c := range p.Close {
 		id := setOf(c.Door)
 		gone[id] = append(gone[id], nftables.SetElement{Key: id.key(c.Door), Timeout: time.Second})
-		if takenBack(c, now) {
-			fresh[id.revoked()] = append(fresh[id.revoked()], nftables.SetElement{Key: id.key(c.Door), Timeout: remembered})
-		}
+	}
+	for d, end := range s.cut {
+		id := setOf(d).revoked()
+		fresh[id] = append(fresh[id], nftables.SetElement{Key: id.key(d), Timeout: end.Until.Sub(now)})
+	}
+	for _, d := range s.free {
+		id := setOf(d).revoked()
+		gone[id] = append(gone[id], nftables.SetElement{Key: id.key(d), Timeout: time.Second})
 	}
 	for _, c := range p.Open {
 		left := c.Until.Sub(now)
@@ -157,9 +149,6 @@ func (e *encoder) writeElements(p firewall.Plan, now firewall.BootTime, sets map
 		}
 		if !ended {
 			fresh[id] = append(fresh[id], element)
-		}
-		if id.kind == granted && sets[id.revoked()] {
-			gone[id.revoked()] = append(gone[id.revoked()], nftables.SetElement{Key: element.Key, Timeout: time.Second})
 		}
 	}
 	for id, elements := range gone {

@@ -23,7 +23,8 @@ type Backend struct {
 	known    bool // the fields below are as the kernel has them
 	table    tableState
 	sets     map[setID]bool
-	mendable bool // the base chain has the hook it should have
+	revoked  map[firewall.Door]firewall.End // whose sessions are cut
+	mendable bool                           // the base chain has the hook it should have
 
 	watch *monitor // only while others can change the table
 }
@@ -97,7 +98,7 @@ func (b *Backend) Observe(context.Context) (firewall.Observed, error) {
 func (b *Backend) observe() (o firewall.Observed, err error) {
 	o.Openings = map[firewall.Door]firewall.End{}
 	b.encode.local = localPorts()
-	b.sets, b.mendable = map[setID]bool{}, true
+	b.sets, b.revoked, b.mendable = map[setID]bool{}, map[firewall.Door]firewall.End{}, true
 	if b.table, err = b.socket.table(); err != nil || !b.table.exists {
 		return o, err
 	}
@@ -121,10 +122,11 @@ func (b *Backend) observe() (o firewall.Observed, err error) {
 			continue
 		}
 		b.sets[id] = true
+		into := o.Openings
 		if id.kind == revoked {
-			continue
+			into = b.revoked
 		}
-		if err := b.socket.openings(id, o.Openings, now); err != nil {
+		if err := b.socket.openings(id, into, now); err != nil {
 			return o, err
 		}
 	}
@@ -243,12 +245,13 @@ func (b *Backend) apply(p firewall.Plan) (wroteRules bool, err error) {
 	for _, c := range p.Open {
 		ids[setOf(c.Door)] = true
 	}
-	now := b.now()
 	for _, c := range p.Close {
 		ids[setOf(c.Door)] = true
-		if takenBack(c, now) {
-			ids[setOf(c.Door).revoked()] = true
-		}
+	}
+	now := b.now()
+	s := b.sessions(p, now)
+	for d := range s.cut {
+		ids[setOf(d).revoked()] = true
 	}
 	wroteRules = p.Rules || !b.table.exists || !b.mendable || len(ids) != len(b.sets)
 	if wroteRules {
@@ -257,7 +260,7 @@ func (b *Backend) apply(p firewall.Plan) (wroteRules bool, err error) {
 			return false, err
 		}
 	}
-	if err := b.encode.writeElements(p, now, ids); err != nil {
+	if err := b.encode.writeElements(p, s, now); err != nil {
 		return false, err
 	}
 	messages, err := b.encode.take()
@@ -266,6 +269,10 @@ func (b *Backend) apply(p firewall.Plan) (wroteRules bool, err error) {
 	}
 	if err := b.commit(messages); err != nil {
 		return false, err
+	}
+	maps.Copy(b.revoked, s.cut)
+	for _, d := range s.free {
+		delete(b.revoked, d)
 	}
 	b.sets = ids
 	return wroteRules, nil
