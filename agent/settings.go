@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,6 +54,9 @@ type controlTOML struct {
 // LoadSettings reads and checks a settings file.
 func LoadSettings(path string) (Settings, error) {
 	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Settings{}, fmt.Errorf("settings: %w: make it (one line, host_id = \"…\", is enough) or name another with --config", err)
+	}
 	if err != nil {
 		return Settings{}, fmt.Errorf("settings: %w", err)
 	}

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"time"
@@ -69,16 +67,7 @@ func (r *realm) sealedPolicy() ([]byte, error) {
 func (r *realm) seal(list []policy.Grant) ([]byte, error) {
 	r.version++
 	g := policy.Grants{Header: r.header(r.version), Epoch: 1, Host: policy.Host{ID: hostID}, PolicyVersion: 1, Grants: list}
-	payload := g.Encode()
-	if len(payload) > policy.MaxPayload {
-		// 10,000 prefixes fit only without the white space people like.
-		var compact bytes.Buffer
-		if err := json.Compact(&compact, payload); err != nil {
-			return nil, err
-		}
-		payload = compact.Bytes()
-	}
-	e := policy.Envelope{Type: policy.TypeGrants, Payload: payload}
+	e := policy.Envelope{Type: policy.TypeGrants, Payload: g.Encode()}
 	if err := e.Sign(r.keys[policy.RoleGrant]); err != nil {
 		return nil, fmt.Errorf("sign %d grants: %w", len(list), err)
 	}
