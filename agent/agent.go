@@ -447,7 +447,7 @@ func (a *Agent) recordIntents(ctx context.Context, intents []audit.Event) error 
 }
 
 // endAll closes every opening and ends all listed grants for good.
-func (a *Agent) endAll(ctx context.Context) error {
+func (a *Agent) endAll(ctx context.Context, by string) error {
 	if a.unread == nil {
 		a.mark.Void = nil
 		for _, g := range a.docs.grants.Grants {
@@ -456,7 +456,7 @@ func (a *Agent) endAll(ctx context.Context) error {
 		a.dirty = true
 	}
 	_, err := a.Step(ctx) // closes even if it cannot save
-	return errors.Join(err, a.record(ctx, []audit.Event{{Name: audit.GuardLockdown, Message: "every opening was closed"}}))
+	return errors.Join(err, a.record(ctx, []audit.Event{{Name: audit.GuardLockdown, Message: "every opening was closed", Requestor: by}}))
 }
 
 func set(list []string) map[string]bool {

@@ -541,7 +541,7 @@ func TestLockdown(t *testing.T) {
 	w.deliver()
 	w.list(w.grant("a", alice, 0, time.Hour), w.grant("b", bob, time.Minute, time.Hour))
 	w.mustPass(0)
-	if err := w.endAll(t.Context()); err != nil {
+	if err := w.endAll(t.Context(), "uid 0"); err != nil {
 		t.Fatal(err)
 	}
 	w.wantOpen(alice, false)

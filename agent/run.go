@@ -97,9 +97,12 @@ func (a *Agent) serve() (stop func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	server := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	server := &http.Server{Handler: a.handler(), ConnContext: withCaller, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	go server.Serve(l) // returns when it is closed
-	return func() { server.Close() }, nil
+	return func() {
+		server.Close()
+		os.Remove(a.Settings.Socket)
+	}, nil
 }
 
 // delivery reports whether an event in the inbox can be a document. Most are

@@ -141,7 +141,7 @@ func (a *Agent) handler() http.Handler {
 		ctx, cancel := context.WithTimeout(r.Context(), patience)
 		defer cancel()
 		var err error
-		if busy := a.do(ctx, func() { err = a.endAll(ctx) }); busy != nil {
+		if busy := a.do(ctx, func() { err = a.endAll(ctx, caller(r)) }); busy != nil {
 			err = busy
 		}
 		if err != nil {
@@ -154,20 +154,38 @@ func (a *Agent) handler() http.Handler {
 }
 
 // listen opens the socket, in place of one a dead agent left. The lock on the
-// state directory has made sure that it is dead.
-func listen(path string) (net.Listener, error) {
+// state directory has made sure that it is dead. The socket gets its name
+// only once it has its mode, so that nobody comes in between.
+func listen(path string) (*net.UnixListener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	temporary := path + ".new"
+	if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	l, err := net.Listen("unix", path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
-	if err := os.Chmod(path, 0o660); err != nil {
+	l.SetUnlinkOnClose(false) // it goes by another name then
+	if err := errors.Join(os.Chmod(temporary, 0o660), os.Rename(temporary, path)); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// callerKey is where a request's context holds who calls.
+type callerKey struct{}
+
+// withCaller notes who is behind a connection, as the kernel says.
+func withCaller(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, callerKey{}, peer(c))
+}
+
+// caller is who called, as records show it; empty where the platform does not
+// tell.
+func caller(r *http.Request) string {
+	who, _ := r.Context().Value(callerKey{}).(string)
+	return who
 }

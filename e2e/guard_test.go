@@ -160,6 +160,9 @@ func TestLockdown(t *testing.T) {
 	h.must("lockdown", "--config", h.config())
 	h.isClosed(ways("22/tcp", alice4))
 	h.recorded("guard.lockdown", "", "")
+	if by := h.events("guard.lockdown")[0].By; !strings.HasPrefix(by, "uid 0, pid ") {
+		t.Errorf("the record says %q did it", by)
+	}
 	h.stop()
 	h.start()
 	h.isClosed(ways("22/tcp", alice4))

@@ -320,6 +320,7 @@ type event struct {
 	Source   string    `json:"source"`
 	Code     string    `json:"code"`
 	Torn     string    `json:"torn"`
+	By       string    `json:"requestor"`
 }
 
 // audit reads the record and verifies its chain: each line says the digest of
