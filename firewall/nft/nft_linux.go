@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -211,30 +212,35 @@ func (b *Backend) Apply(ctx context.Context, p firewall.Plan) error {
 	return nil
 }
 
-// applyOnTime sends p, and again while that took long. The kernel counts the
-// time of an element from the commit on: one that was held up, by a module
-// that had to be loaded first, leaves its openings open for too long.
+// applyOnTime sends p, and again while it took longer than reckoned with. The
+// kernel counts the time of an element from the moment it takes it: a batch
+// that was held up, by its length or by a module that had to be loaded first,
+// leaves its openings open for too long.
 func (b *Backend) applyOnTime(p firewall.Plan) (wroteRules bool, err error) {
+	delay := time.Duration(0)
 	for range 4 {
 		began := b.now()
-		wrote, err := b.apply(p)
+		wrote, err := b.apply(p, delay)
 		if err != nil {
 			return false, err
 		}
 		wroteRules = wroteRules || wrote
-		if len(p.Open) == 0 || b.now().Sub(began) <= firewall.Slack {
+		took := b.now().Sub(began)
+		if len(p.Open) == 0 || (took-delay).Abs() <= firewall.Slack {
 			break
 		}
+		delay = took
 		p.Rules, p.Open = false, slices.Clone(p.Open)
 		for i := range p.Open {
-			p.Open[i].Was = firewall.Never // there by now, with an end too late
+			p.Open[i].Was = firewall.Never // there by now, with an end that is off
 		}
 	}
 	return wroteRules, nil
 }
 
-// apply sends p and reports whether it wrote rules.
-func (b *Backend) apply(p firewall.Plan) (wroteRules bool, err error) {
+// apply sends p and reports whether it wrote rules. The kernel is expected to
+// take the elements after delay.
+func (b *Backend) apply(p firewall.Plan, delay time.Duration) (wroteRules bool, err error) {
 	ids := map[setID]bool{}
 	if b.mendable {
 		ids = maps.Clone(b.sets)
@@ -260,7 +266,7 @@ func (b *Backend) apply(p firewall.Plan) (wroteRules bool, err error) {
 			return false, err
 		}
 	}
-	if err := b.encode.writeElements(p, s, now); err != nil {
+	if err := b.encode.writeElements(p, s, now.Add(delay)); err != nil {
 		return false, err
 	}
 	messages, err := b.encode.take()
