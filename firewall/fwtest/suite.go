@@ -174,7 +174,7 @@ func (s suite) ends(t *testing.T) {
 	b := s.open(t, false)
 	door, other := Door(t, "203.0.113.7/32", "22/tcp"), Door(t, "203.0.113.0/24", "22/tcp")
 	s.settle(t, b, firewall.Ruleset{Ports: Ports(t, "22/tcp"), Openings: map[firewall.Door]firewall.End{
-		door: {Until: s.now().Add(400 * time.Millisecond)}, other: {Until: s.now().Add(time.Hour)},
+		door: {Until: s.now().Add(2 * time.Second)}, other: {Until: s.now().Add(time.Hour)},
 	}})
 	s.eventually(t, "the opening is still there", func() bool {
 		_, open := s.observe(t, b).Openings[door]
@@ -215,9 +215,9 @@ func (s suite) moves(t *testing.T) {
 	}
 	// From an opening that is over by the time the change arrives.
 	s.settle(t, b, firewall.Ruleset{Ports: Ports(t, "22/tcp"), Openings: map[firewall.Door]firewall.End{
-		door: {Until: s.now().Add(300 * time.Millisecond), Label: "short"},
+		door: {Until: s.now().Add(2 * time.Second), Label: "short"},
 	}})
-	was := s.now().Add(300 * time.Millisecond)
+	was := s.now().Add(2 * time.Second)
 	s.eventually(t, "the opening is still there", func() bool { return s.now() > was.Add(50*time.Millisecond) })
 	change := firewall.Change{Door: door, End: firewall.End{Until: s.now().Add(time.Hour), Label: "again"}, Was: was}
 	if err := b.Apply(context.Background(), firewall.Plan{Ports: Ports(t, "22/tcp"), Open: []firewall.Change{change}}); err != nil {
