@@ -116,6 +116,10 @@ cat >"$dir/policy.json" <<-END
 END
 must "$jitgate" sign --type policy --key "$dir/keys/policy.key" "$dir/policy.json" -o "$dir/keys/policy.json"
 
+for _ in $(seq 200); do # a busy machine takes its time
+	grep -q "Server listening" "$dir/sshd.log" && break
+	sleep 0.05
+done
 say · "sshd runs on vm ($vm_address), nothing guards it yet"
 expect open "logged in: the sshd is real and reachable"
 start_agent
