@@ -189,6 +189,13 @@ func (b *Backend) Apply(ctx context.Context, p firewall.Plan) error {
 	wroteRules, err := b.applyOnTime(p)
 	if err != nil {
 		b.known = false
+		// Half a plan may be queued, and the library keeps an encoding error
+		// for good: begin anew.
+		fresh, freshErr := newEncoder()
+		if freshErr != nil {
+			return errors.Join(err, freshErr)
+		}
+		b.encode = fresh
 		return explain(err)
 	}
 	if !wroteRules {
