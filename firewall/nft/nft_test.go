@@ -111,7 +111,15 @@ func TestListing(t *testing.T) {
 	}
 }
 
-// owned skips a test of the kernel's own protection where it has none.
+// oneOpening is a guard with something to lose: rules and an opening.
+func oneOpening(t *testing.T) firewall.Ruleset {
+	t.Helper()
+	return firewall.Ruleset{Ports: fwtest.Ports(t, ssh...), Openings: map[firewall.Door]firewall.End{
+		fwtest.Door(t, "203.0.113.7/32", "22/tcp"): {Until: bootNow().Add(time.Hour)},
+	}}
+}
+
+// owned reports whether the kernel keeps strangers from the table.
 func owned(b *nft.Backend) bool { return strings.Contains(b.Describe(), ", owned") }
 
 // Strangers cannot change the guard while its owner lives, and where the
@@ -133,9 +141,7 @@ func TestStrangers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			fwtest.Isolate(t)
 			b := open(t)
-			want := firewall.Ruleset{Ports: fwtest.Ports(t, ssh...), Openings: map[firewall.Door]firewall.End{
-				fwtest.Door(t, "203.0.113.7/32", "22/tcp"): {Until: bootNow().Add(time.Hour)},
-			}}
+			want := oneOpening(t)
 			apply(t, b, want)
 			nftOutput(t, attack)
 			have, err := b.Observe(t.Context())
@@ -181,9 +187,7 @@ func TestRepair(t *testing.T) {
 			fwtest.Isolate(t)
 			nftOutput(t, "add table inet jitgate")
 			b := open(t)
-			want := firewall.Ruleset{Ports: fwtest.Ports(t, ssh...), Openings: map[firewall.Door]firewall.End{
-				fwtest.Door(t, "203.0.113.7/32", "22/tcp"): {Until: bootNow().Add(time.Hour)},
-			}}
+			want := oneOpening(t)
 			apply(t, b, want)
 			if owned(b) {
 				t.Fatal("a table made without flags was adopted: the kernel has learnt something, use it")

@@ -37,6 +37,26 @@ func host(t testing.TB, i int) firewall.Door {
 	return firewall.Door{Source: netip.PrefixFrom(a, 32), Protocol: firewall.TCP, Port: 22}
 }
 
+// packets hands every datagram that arrives at an address to f, which may
+// answer through c, until the test ends.
+func packets(t *testing.T, network, address string, f func(c net.PacketConn, from net.Addr, b []byte)) {
+	t.Helper()
+	c, err := net.ListenPacket(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	go func() {
+		for b := make([]byte, 64); ; {
+			n, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			f(c, from, b[:n])
+		}
+	}()
+}
+
 // prober sends single packets from any source and tells which arrived.
 type prober struct {
 	t       *testing.T
@@ -56,30 +76,18 @@ func newProber(t *testing.T, pair fwtest.Pair) *prober {
 	fwtest.In(t, pair.VM, func() {
 		for _, address := range []string{fwtest.VM4, fwtest.VM6} {
 			for _, port := range append(probePorts, controlPort) {
-				c, err := net.ListenPacket("udp", net.JoinHostPort(address, fmt.Sprint(port)))
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { c.Close() })
-				go p.receive(c)
+				packets(t, "udp", net.JoinHostPort(address, fmt.Sprint(port)), p.receive)
 			}
 		}
 	})
 	return p
 }
 
-func (p *prober) receive(c net.PacketConn) {
-	b := make([]byte, 64)
-	for {
-		n, _, err := c.ReadFrom(b)
-		if err != nil {
-			return
-		}
-		if n == 4 {
-			p.mu.Lock()
-			p.arrived[binary.BigEndian.Uint32(b)] = true
-			p.mu.Unlock()
-		}
+func (p *prober) receive(_ net.PacketConn, _ net.Addr, b []byte) {
+	if len(b) == 4 {
+		p.mu.Lock()
+		p.arrived[binary.BigEndian.Uint32(b)] = true
+		p.mu.Unlock()
 	}
 }
 
@@ -254,20 +262,7 @@ func TestFloodDuringChanges(t *testing.T) {
 	var leaked atomic.Int64
 	fwtest.In(t, pair.VM, func() {
 		for _, address := range []string{fwtest.VM4, fwtest.VM6} {
-			c, err := net.ListenPacket("udp", net.JoinHostPort(address, "3389"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { c.Close() })
-			go func() {
-				b := make([]byte, 64)
-				for {
-					if _, _, err := c.ReadFrom(b); err != nil {
-						return
-					}
-					leaked.Add(1)
-				}
-			}()
+			packets(t, "udp", net.JoinHostPort(address, "3389"), func(net.PacketConn, net.Addr, []byte) { leaked.Add(1) })
 		}
 	})
 	var b *nft.Backend
@@ -597,20 +592,7 @@ func TestHostsOwnConnections(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { l.Close() })
-			c, err := net.ListenPacket("udp", net.JoinHostPort(address, "53"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { c.Close() })
-			go func() {
-				for b := make([]byte, 64); ; {
-					n, from, err := c.ReadFrom(b)
-					if err != nil {
-						return
-					}
-					c.WriteTo(b[:n], from)
-				}
-			}()
+			packets(t, "udp", net.JoinHostPort(address, "53"), func(c net.PacketConn, from net.Addr, b []byte) { c.WriteTo(b, from) })
 		}
 	})
 	client := net.JoinHostPort(fwtest.VM4, "40000")
@@ -655,24 +637,9 @@ func TestBroadcastAndMulticast(t *testing.T) {
 	fwtest.Command(t, pair.Outside, "ip", "addr", "add", "10.98.0.2/24", "brd", "10.98.0.255", "dev", "o0")
 	got := make(chan string, 100)
 	fwtest.In(t, pair.VM, func() {
-		config := net.ListenConfig{}
-		for _, address := range []string{"0.0.0.0:3389", "[::]:3389"} {
-			c, err := config.ListenPacket(t.Context(), "udp"+map[bool]string{true: "6", false: "4"}[address[0] == '['], address)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { c.Close() })
-			go func() {
-				b := make([]byte, 64)
-				for {
-					n, _, err := c.ReadFrom(b)
-					if err != nil {
-						return
-					}
-					got <- string(b[:n])
-				}
-			}()
-		}
+		tell := func(_ net.PacketConn, _ net.Addr, b []byte) { got <- string(b) }
+		packets(t, "udp4", "0.0.0.0:3389", tell)
+		packets(t, "udp6", "[::]:3389", tell)
 	})
 	destinations := []string{"10.98.0.255", "255.255.255.255", "224.0.0.1", "ff02::1"}
 	send := func() {
