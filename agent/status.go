@@ -67,7 +67,7 @@ func (a *Agent) snapshot(ctx context.Context) Status {
 		Openings: []OpeningStatus{}, Pending: []OpeningStatus{}, Refused: []OpeningStatus{}, Exempt: []string{},
 	}
 	denied, err := a.Backend.Denied(ctx)
-	s.Denied = denied
+	s.Denied = denied.Packets
 	if err := errors.Join(a.problem, err); err != nil {
 		s.Problem = err.Error()
 	}

@@ -108,9 +108,15 @@ type End struct {
 type Ruleset struct {
 	Ports []Port
 	// Observe counts what a guard would drop, and drops nothing.
-	Observe  bool
+	Observe bool
+	// Trial, if not zero, is when a guard that drops begins to observe: the
+	// platform goes back by itself where it can, with the agent dead.
+	Trial    BootTime
 	Openings map[Door]End
 }
+
+// Drops reports whether the guard drops for good.
+func (r Ruleset) Drops() bool { return len(r.Ports) > 0 && !r.Observe && r.Trial == 0 }
 
 // Observed is what a Backend found on the platform.
 type Observed struct {
@@ -123,11 +129,12 @@ type Observed struct {
 // Plan is the way from what was observed to what is wanted. It is a value:
 // print it, test it, hand it to a Backend.
 type Plan struct {
-	// Rules says that the rules are to be written as Ports and Observe say.
-	// Openings that are not in Open or Close stay as they are.
+	// Rules says that the rules are to be written as Ports, Observe and Trial
+	// say. Openings that are not in Open or Close stay as they are.
 	Rules   bool
 	Ports   []Port
 	Observe bool
+	Trial   BootTime
 	Close   []Closing
 	Open    []Change
 }
@@ -157,13 +164,13 @@ const Slack = 250 * time.Millisecond
 
 // Diff returns the plan that leads from have to want.
 func Diff(have Observed, want Ruleset) Plan {
-	p := Plan{Ports: want.Ports, Observe: want.Observe}
-	p.Rules = !have.Intact || have.Observe != want.Observe || !slices.Equal(have.Ports, want.Ports)
+	p := Plan{Ports: want.Ports, Observe: want.Observe, Trial: want.Trial}
+	p.Rules = !have.Intact || have.Observe != want.Observe || off(have.Trial, want.Trial) || !slices.Equal(have.Ports, want.Ports)
 	for door, end := range want.Openings {
 		had, ok := have.Openings[door]
 		if !ok {
 			p.Open = append(p.Open, Change{Door: door, End: end})
-		} else if off := end.Until.Sub(had.Until); off > Slack || off < -Slack {
+		} else if off(had.Until, end.Until) {
 			p.Open = append(p.Open, Change{Door: door, End: end, Was: had.Until})
 		}
 	}
@@ -177,12 +184,15 @@ func Diff(have Observed, want Ruleset) Plan {
 	return p
 }
 
+// off reports whether an end is not where it should be.
+func off(have, want BootTime) bool { return want.Sub(have).Abs() > Slack }
+
 // Empty reports whether there is nothing to do.
 func (p Plan) Empty() bool { return !p.Rules && len(p.Close) == 0 && len(p.Open) == 0 }
 
 // ClosesOnly returns the part of the plan that needs no record: what closes
 // or ends sooner. have is what the plan starts from. A port guarded so far
-// stays guarded, and a guard that drops goes on dropping.
+// stays guarded, and a guard that drops for good goes on dropping.
 func (p Plan) ClosesOnly(have Observed) Plan {
 	q := p
 	q.Open = nil
@@ -192,7 +202,9 @@ func (p Plan) ClosesOnly(have Observed) Plan {
 		}
 	}
 	if p.Rules {
-		q.Observe = p.Observe && have.Observe
+		if have.Drops() {
+			q.Observe, q.Trial = false, 0
+		}
 		q.Ports = Union(p.Ports, have.Ports)
 	}
 	return q
@@ -220,9 +232,9 @@ func comparePort(p, q Port) int {
 // Apply returns the ruleset that holds after p. It is what a Backend does,
 // less the platform: fakes and callers that remember use it.
 func (p Plan) Apply(have Ruleset) Ruleset {
-	out := Ruleset{Ports: have.Ports, Observe: have.Observe, Openings: make(map[Door]End, len(have.Openings)+len(p.Open))}
+	out := Ruleset{Ports: have.Ports, Observe: have.Observe, Trial: have.Trial, Openings: make(map[Door]End, len(have.Openings)+len(p.Open))}
 	if p.Rules {
-		out.Ports, out.Observe = p.Ports, p.Observe
+		out.Ports, out.Observe, out.Trial = p.Ports, p.Observe, p.Trial
 	}
 	for door, end := range have.Openings {
 		out.Openings[door] = end
@@ -250,6 +262,9 @@ func (p Plan) Describe(now BootTime) string {
 		for _, port := range p.Ports {
 			fmt.Fprintf(&b, "%s %s\n", verb, port)
 		}
+		if p.Trial != 0 {
+			fmt.Fprintf(&b, "for %s, then only observe\n", p.Trial.Sub(now).Round(time.Second))
+		}
 		if len(p.Ports) == 0 {
 			b.WriteString("guard no port\n")
 		}
@@ -276,6 +291,26 @@ type Alteration struct {
 	PID     int      // 0 if unknown
 }
 
+// Denied is what a guard dropped, or would have where it only observes.
+type Denied struct {
+	Packets uint64
+	// By names the sources, those with the most packets first. A platform
+	// remembers a bounded number, for a day from the last packet.
+	By []Denial
+}
+
+// Denial is one source that was denied at one port.
+type Denial struct {
+	Door
+	Packets uint64
+	Last    BootTime
+}
+
+// CompareDenials sorts those with the most packets first.
+func CompareDenials(a, b Denial) int {
+	return cmp.Or(cmp.Compare(b.Packets, a.Packets), a.compare(b.Door))
+}
+
 // ErrConflict is returned by Apply when the platform holds something else
 // than was applied: somebody writes there too, or an answer was lost. Observe
 // again.
@@ -293,9 +328,9 @@ type Backend interface {
 	// the platform lets nobody. A change that comes while another waits to be
 	// received is not told.
 	Changes() <-chan Alteration
-	// Denied returns how many packets the guard has dropped, or would have
-	// where it only observes, since it was made.
-	Denied(ctx context.Context) (uint64, error)
+	// Denied returns what the guard has dropped, or would have where it only
+	// observes, since it was made.
+	Denied(ctx context.Context) (Denied, error)
 	// Remove takes the guard away and leaves nothing behind.
 	Remove(ctx context.Context) error
 	// Describe says in a few words what holds the guard, for status.

@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
+	"time"
 
 	"github.com/jitgate/jitgate/firewall"
 )
@@ -21,10 +23,11 @@ type Fake struct {
 	// Applied counts the plans that were carried out.
 	Applied int
 
-	rules  firewall.Ruleset
-	exists bool
-	broken bool
-	drops  uint64
+	rules   firewall.Ruleset
+	exists  bool
+	broken  bool
+	drops   uint64
+	denials map[firewall.Door]firewall.Denial
 }
 
 var _ firewall.Backend = (*Fake)(nil)
@@ -38,6 +41,9 @@ func (f *Fake) Observe(context.Context) (firewall.Observed, error) {
 	f.expire()
 	o := firewall.Observed{Ruleset: f.rules, Intact: f.exists && !f.broken}
 	o.Openings = maps.Clone(f.rules.Openings)
+	if o.Trial != 0 && o.Trial <= f.Now() {
+		o.Trial = f.Now() // over
+	}
 	return o, nil
 }
 
@@ -73,14 +79,29 @@ func (f *Fake) Tamper(all bool) {
 	}
 }
 
+// Sleep lets the platform sleep for d: its timeouts stand still meanwhile, as
+// the kernel's do. The caller moves the clock.
+func (f *Fake) Sleep(d time.Duration) {
+	for door, end := range f.rules.Openings {
+		f.rules.Openings[door] = firewall.End{Until: end.Until.Add(d), Label: end.Label}
+	}
+	if f.rules.Trial != 0 {
+		f.rules.Trial = f.rules.Trial.Add(d)
+	}
+}
+
 // Admits reports whether a packet to a port passes the guard.
 func (f *Fake) Admits(packet firewall.Door) bool {
 	f.expire()
-	if f.broken || f.rules.Observe || Admits(f.rules, packet) {
+	if f.broken || Admits(f.rules, packet) {
 		return true
 	}
 	f.drops++
-	return false
+	if f.denials == nil {
+		f.denials = map[firewall.Door]firewall.Denial{}
+	}
+	f.denials[packet] = firewall.Denial{Door: packet, Packets: f.denials[packet].Packets + 1, Last: f.Now()}
+	return f.rules.Observe || f.rules.Trial != 0 && f.rules.Trial <= f.Now()
 }
 
 // Admits is the rule of the guard, as slow and plain as it can be said: the
@@ -116,11 +137,13 @@ func (f *Fake) expire() {
 func (f *Fake) Changes() <-chan firewall.Alteration { return nil }
 
 // Denied implements firewall.Backend.
-func (f *Fake) Denied(context.Context) (uint64, error) { return f.drops, nil }
+func (f *Fake) Denied(context.Context) (firewall.Denied, error) {
+	return firewall.Denied{Packets: f.drops, By: slices.SortedFunc(maps.Values(f.denials), firewall.CompareDenials)}, nil
+}
 
 // Remove implements firewall.Backend.
 func (f *Fake) Remove(context.Context) error {
-	f.rules, f.exists, f.broken, f.drops = firewall.Ruleset{}, false, false, 0
+	f.rules, f.exists, f.broken, f.drops, f.denials = firewall.Ruleset{}, false, false, 0, nil
 	return nil
 }
 

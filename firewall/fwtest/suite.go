@@ -2,6 +2,7 @@ package fwtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -20,6 +21,7 @@ func Run(t *testing.T, now func() firewall.BootTime, open func(t *testing.T, aga
 	t.Run("another process takes over", s.takeOver)
 	t.Run("an opening ends by itself", s.ends)
 	t.Run("an end is moved", s.moves)
+	t.Run("a trial ends by itself", s.trialEnds)
 	t.Run("an opening already over does not open", s.alreadyOver)
 	t.Run("changing openings leaves the others alone", s.neighbours)
 	t.Run("ten thousand openings", s.many)
@@ -83,6 +85,8 @@ func (s suite) rulesets(t *testing.T) map[string]firewall.Ruleset {
 		"nested prefixes": {Ports: all, Openings: open(Door(t, "10.0.0.0/8", "22/tcp"), Door(t, "10.255.0.0/16", "22/tcp"), Door(t, "10.255.255.255/32", "22/tcp"), Door(t, "fd77::/64", "5986/tcp"), Door(t, "fd77::1/128", "5986/tcp"))},
 		"exempt":          {Ports: all, Openings: open(Door(t, "10.9.0.4/32", ""), Door(t, "fd00::/8", ""), host)},
 		"observed":        {Ports: ssh, Observe: true, Openings: open(host)},
+		"on trial":        {Ports: all, Trial: until, Openings: open(host)},
+		"longer trial":    {Ports: all, Trial: until.Add(time.Minute), Openings: open(host)},
 		"udp and tcp":     {Ports: all, Openings: open(Door(t, "192.0.2.1/32", "3389/tcp"), Door(t, "192.0.2.1/32", "3389/udp"), Door(t, "192.0.2.128/25", "65535/tcp"))},
 	}
 }
@@ -224,6 +228,27 @@ func (s suite) moves(t *testing.T) {
 		t.Fatalf("extending an opening that is over: %v", err)
 	}
 	s.same(t, b, firewall.Ruleset{Ports: Ports(t, "22/tcp"), Openings: map[firewall.Door]firewall.End{door: change.End}})
+}
+
+func (s suite) trialEnds(t *testing.T) {
+	b := s.open(t, false)
+	want := firewall.Ruleset{Ports: Ports(t, "22/tcp"), Trial: s.now().Add(2 * time.Second)}
+	s.settle(t, b, want)
+	s.eventually(t, "the trial goes on", func() bool { return !firewall.Diff(s.observe(t, b), want).Empty() })
+	if s.now() < want.Trial {
+		t.Errorf("over %v too early", want.Trial.Sub(s.now()))
+	}
+	if s.observe(t, b).Drops() {
+		t.Error("a guard on trial drops for good")
+	}
+	s.settle(t, b, firewall.Ruleset{Ports: want.Ports, Observe: true})
+	// A trial that is over when it arrives does not begin.
+	if err := b.Apply(context.Background(), firewall.Plan{Rules: true, Ports: want.Ports, Trial: s.now()}); err != nil && !errors.Is(err, firewall.ErrConflict) {
+		t.Fatal(err)
+	}
+	if have := s.observe(t, b); !have.Observe && have.Trial > s.now() || have.Drops() {
+		t.Errorf("a trial that was over began: %+v", have)
+	}
 }
 
 func (s suite) alreadyOver(t *testing.T) {

@@ -30,7 +30,7 @@ type encoder struct {
 	conn     *nftables.Conn
 	messages []netlink.Message
 	sets     map[setID]*nftables.Set
-	local    portRange // as last read
+	own      portRange // net.ipv4.ip_local_port_range as last read
 }
 
 func newEncoder() (*encoder, error) {
@@ -78,10 +78,15 @@ func (e *encoder) set(id setID) (*nftables.Set, error) {
 	return s, nil
 }
 
-// writeRules queues everything of the guard but its elements. What is there
-// already stays: chains and sets by name, elements untouched; rules are
-// replaced within the batch.
-func (e *encoder) writeRules(r firewall.Ruleset, ids []setID) error {
+// writeRules queues everything of the guard but its openings. What is there
+// already stays: chains and sets by name, openings untouched; rules are
+// replaced within the batch, and so is the time a trial has left, seen from
+// now.
+func (e *encoder) writeRules(r firewall.Ruleset, ids []setID, now firewall.BootTime) error {
+	// A timeout under a millisecond would be for ever.
+	if r.Trial != 0 && r.Trial.Sub(now) < time.Millisecond {
+		r.Observe, r.Trial = true, 0
+	}
 	sets, err := e.setsOf(ids)
 	if err != nil {
 		return err
@@ -92,7 +97,17 @@ func (e *encoder) writeRules(r firewall.Ruleset, ids []setID) error {
 			return fmt.Errorf("set %s: %w", s.Name, err)
 		}
 	}
-	byChain := rules(r, sets, e.local)
+	armed := newArmedSet()
+	if err := e.conn.AddSet(armed, nil); err != nil {
+		return fmt.Errorf("set %s: %w", armedSet, err)
+	}
+	e.conn.FlushSet(armed)
+	if r.Trial != 0 {
+		if err := e.conn.SetAddElements(armed, armedElements(r.Trial.Sub(now))); err != nil {
+			return fmt.Errorf("set %s: %w", armedSet, err)
+		}
+	}
+	byChain := rules(r, sets, e.own)
 	for _, c := range chains {
 		e.conn.AddChain(c)
 	}

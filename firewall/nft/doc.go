@@ -7,22 +7,31 @@
 //	  set g4_32 { ipv4_addr . inet_proto . inet_service; flags timeout }
 //	  set g6_64 { … }                          # one per prefix length in use
 //	  set x4_32 { ipv4_addr; flags timeout }   # sources exempt on every guarded port
-//	  chain pre   { type filter hook prerouting priority mangle; policy accept;
-//	                tcp dport 5985-5986 goto guard     # sessions cut at the end
-//	                tcp dport 22 goto keep }           # sessions kept
 //	  set r4_32 { … }                          # made when first needed: grants taken back early
-//	  chain keep  { ip saddr . meta l4proto . th dport @r4_32 goto guard
-//	                ct state established accept; goto guard }
-//	  chain reply { ct state established ct direction reply accept; goto guard }  # cut ports the host
-//	                                           # may take for connections of its own
-//	  chain guard { iif lo accept
-//	                fib daddr type unicast fib daddr . iif type unicast accept
-//	                ip saddr @x4_32 accept
-//	                ip saddr & 255.255.255.0 . meta l4proto . th dport @g4_24 accept
-//	                goto deny }
-//	  chain deny  { limit rate 50/second burst 100 packets log prefix "jitgate-deny " group 5 snaplen 96
-//	                counter name denied
-//	                drop }                             # absent while only observing
+//	  set d4_32 { …; size 8192; flags dynamic, timeout }    # who was denied, with counters
+//	  set armed { nf_proto; flags timeout }    # families dropped while on trial
+//	  chain pre    { type filter hook prerouting priority -199; policy accept;
+//	                 tcp dport 5985-5986 goto guard     # sessions cut at the end
+//	                 tcp dport 22 goto keep             # sessions kept
+//	                 meta l4proto > udp goto others }
+//	  chain others { meta l4proto 34-131 return …       # what has no ports
+//	                 th dport 5985-5986 goto guard; th dport 22 goto guard }
+//	  chain keep   { ip saddr . meta l4proto . th dport @r4_32 goto guard
+//	                 ct state established accept; goto guard }
+//	  chain reply  { ct state established ct direction reply accept; goto guard }  # cut ports the
+//	                                           # host may take for connections of its own
+//	  chain guard  { iif lo accept
+//	                 fib daddr type unicast fib daddr . iif type unicast accept
+//	                 goto admit }
+//	  chain in     { type filter hook input priority 400; … the same with in_keep, … }
+//	  chain in_guard { iif lo accept; goto admit }
+//	  chain admit  { ip saddr @x4_32 accept
+//	                 ip saddr & 255.255.255.0 . meta l4proto . th dport @g4_24 accept
+//	                 goto deny }
+//	  chain deny   { update @d4_32 { ip saddr . meta l4proto . th dport counter }
+//	                 limit rate 50/second burst 100 packets log prefix "jitgate-deny " group 5 snaplen 96
+//	                 counter name denied
+//	                 drop }           # on trial: meta nfproto @armed drop; observing: absent
 //	}
 //
 // Every opening is a set element with a timeout, so the kernel closes it with
@@ -30,10 +39,14 @@
 // kernel's interval sets refuse some and, worse, accept others and keep
 // addresses open that nobody granted (docs/adr/0003-nftables-layout.md).
 //
-// The hook is prerouting, so that published container ports are guarded, and
-// the two fib tests let traffic pass that this host only forwards.
+// Packets meet the guard twice. In prerouting, before any destination is
+// rewritten, so that published container ports are guarded; there the two fib
+// tests let traffic pass that this host only forwards. And in input, after
+// everything else, so that nothing reaches a guarded port of this host by
+// another way: a redirect from a port that is not guarded, or an address that
+// only a policy route makes the host's own.
 //
-// The base chain is made once and never deleted and made again: a packet in
+// The base chains are made once and never deleted and made again: a packet in
 // between would pass. Rules and elements change in place, in one batch.
 //
 // google/nftables builds the messages. Sending is ours (transport): one

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -33,17 +34,55 @@ var (
 	table = &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
 
 	accept = nftables.ChainPolicyAccept
-	// −150: after conntrack (−200) and defragmentation (−400), before the
-	// destination of a published container port is rewritten (−100).
-	chainPre = &nftables.Chain{Table: table, Name: "pre", Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle, Policy: &accept}
-	chainKeep  = &nftables.Chain{Table: table, Name: "keep"}
-	chainReply = &nftables.Chain{Table: table, Name: "reply"}
-	chainGuard = &nftables.Chain{Table: table, Name: "guard"}
+
+	// −199: right after conntrack (−200) and defragmentation (−400), and before
+	// any chain that rewrites the destination of a published port: the kernel
+	// lets none of those stand at −200.
+	prerouting = newStage("", baseChain("pre", *nftables.ChainHookPrerouting, *nftables.ChainPriorityConntrack+1))
+	// What this host takes for itself, by whatever way: a redirected port, an
+	// address that only a policy route makes local. After every named
+	// priority, so that the port is the one the socket is found by.
+	input = newStage("in_", baseChain("in", *nftables.ChainHookInput, *nftables.ChainPriorityConntrackHelper+100))
+
+	chainAdmit = &nftables.Chain{Table: table, Name: "admit"}
 	chainDeny  = &nftables.Chain{Table: table, Name: "deny"}
 	// In the order they are made: what a rule points to comes first.
-	chains = []*nftables.Chain{chainDeny, chainGuard, chainReply, chainKeep, chainPre}
+	chains = slices.Concat([]*nftables.Chain{chainDeny, chainAdmit}, prerouting.chains(), input.chains())
 )
+
+func baseChain(name string, hook nftables.ChainHook, priority nftables.ChainPriority) *nftables.Chain {
+	return &nftables.Chain{Table: table, Name: name, Type: nftables.ChainTypeFilter, Hooknum: &hook, Priority: &priority, Policy: &accept}
+}
+
+// stage is one of the two places where packets meet the guard, with the
+// chains they go through there.
+type stage struct {
+	base   *nftables.Chain // picks the packets to guarded ports
+	others *nftables.Chain // the same for transports beside TCP and UDP
+	keep   *nftables.Chain // ports whose sessions are kept
+	reply  *nftables.Chain // ports whose sessions are cut and that the host may take for its own
+	guard  *nftables.Chain // everything else, and what those two do not let pass
+}
+
+func newStage(prefix string, base *nftables.Chain) stage {
+	chain := func(name string) *nftables.Chain { return &nftables.Chain{Table: table, Name: prefix + name} }
+	return stage{base: base, others: chain("others"), keep: chain("keep"), reply: chain("reply"), guard: chain("guard")}
+}
+
+func (s stage) chains() []*nftables.Chain {
+	return []*nftables.Chain{s.guard, s.reply, s.keep, s.others, s.base}
+}
+
+// target is where packets to a guarded port go.
+func (s stage) target(p firewall.Port, own portRange) *nftables.Chain {
+	switch {
+	case !p.Cut:
+		return s.keep
+	case own.mayBe(p):
+		return s.reply
+	}
+	return s.guard
+}
 
 // setID names the set for sources of one family and prefix length.
 type setID struct {
@@ -59,6 +98,7 @@ const (
 	granted kind = 'g' // source, protocol and port: lets packets in
 	exempt  kind = 'x' // source alone: lets packets in
 	revoked kind = 'r' // source, protocol and port: sessions not to be kept
+	denied  kind = 'd' // source, protocol and port: what was denied, and how often
 )
 
 func setOf(d firewall.Door) setID {
@@ -82,7 +122,7 @@ func (s setID) String() string {
 
 func parseSetID(name string) (s setID, ok bool) {
 	head, bits, ok := strings.Cut(name, "_")
-	if !ok || len(head) != 2 || !strings.ContainsRune("gxr", rune(head[0])) {
+	if !ok || len(head) != 2 || !strings.ContainsRune("gxrd", rune(head[0])) {
 		return setID{}, false
 	}
 	n, err := strconv.Atoi(bits)
@@ -102,8 +142,31 @@ func (s setID) addressLen() int {
 }
 
 // commonSets exist from the start, so that the usual grant, a single host,
-// costs one element and no rule.
-var commonSets = []setID{{kind: granted, bits: 32}, {kind: granted, bits: 128, v6: true}}
+// costs one element and no rule. The kernel itself writes into the others.
+var commonSets = append([]setID{{kind: granted, bits: 32}, {kind: granted, bits: 128, v6: true}}, deniedSets...)
+
+var deniedSets = []setID{{kind: denied, bits: 32}, {kind: denied, bits: 128, v6: true}}
+
+// maxDenied bounds how many sources and ports each of these sets remembers,
+// and deniedFor for how long after the last packet. When it is full, further
+// ones are only counted.
+const (
+	maxDenied = 8192
+	deniedFor = 24 * time.Hour
+)
+
+// armedSet holds the families whose packets a guard on trial drops. Its
+// elements end, and then the guard only observes.
+const armedSet = "armed"
+
+func newArmedSet() *nftables.Set {
+	return &nftables.Set{Table: table, Name: armedSet, KeyType: nftables.TypeNFProto, HasTimeout: true}
+}
+
+// armedElements are the elements of a trial that has left to go.
+func armedElements(left time.Duration) []nftables.SetElement {
+	return []nftables.SetElement{{Key: []byte{unix.NFPROTO_IPV4}, Timeout: left}, {Key: []byte{unix.NFPROTO_IPV6}, Timeout: left}}
+}
 
 func (s setID) set() *nftables.Set {
 	address := nftables.TypeIPAddr
@@ -114,6 +177,9 @@ func (s setID) set() *nftables.Set {
 	if s.kind != exempt {
 		set.KeyType = nftables.MustConcatSetType(address, nftables.TypeInetProto, nftables.TypeInetService)
 		set.Concatenation = true
+	}
+	if s.kind == denied {
+		set.Dynamic, set.Size, set.Timeout = true, maxDenied, deniedFor
 	}
 	return set
 }
@@ -152,9 +218,23 @@ type portRange struct{ first, last uint16 }
 
 func (p portRange) overlaps(q firewall.Port) bool { return q.First <= p.last && p.first <= q.Last }
 
-// rules returns every rule of the guard, chain by chain, in order. local is
+// mayBe reports whether the host may have taken a port in q as the source of a
+// connection of its own: from the range it takes them from by itself, p, or
+// because a program insists on it.
+func (p portRange) mayBe(q firewall.Port) bool {
+	return p.overlaps(q) || slices.ContainsFunc([]portRange{
+		{123, 123},               // NTP
+		{500, 500}, {4500, 4500}, // IKE
+		{512, 1023}, // bindresvport(3): NFS, and all that takes "reserved" ports for a proof
+	}, func(r portRange) bool { return r.overlaps(q) })
+}
+
+// otherTransports is the comment of the rule that is for no port.
+const otherTransports = "other transports"
+
+// rules returns every rule of the guard, chain by chain, in order. own is
 // the range the host takes the source ports of its own connections from.
-func rules(r firewall.Ruleset, sets map[setID]*nftables.Set, local portRange) map[*nftables.Chain][]*nftables.Rule {
+func rules(r firewall.Ruleset, sets map[setID]*nftables.Set, own portRange) map[*nftables.Chain][]*nftables.Rule {
 	out := map[*nftables.Chain][]*nftables.Rule{}
 	add := func(c *nftables.Chain, comment string, parts ...[]expr.Any) {
 		rule := &nftables.Rule{Table: table, Chain: c, Exprs: slices.Concat(parts...)}
@@ -163,55 +243,107 @@ func rules(r firewall.Ruleset, sets map[setID]*nftables.Set, local portRange) ma
 		}
 		out[c] = append(out[c], rule)
 	}
-	for _, p := range r.Ports {
-		target := chainKeep
-		switch {
-		case p.Cut && local.overlaps(p):
-			target = chainReply
-		case p.Cut:
-			target = chainGuard
-		}
-		// The comment tells a later process which port the rule is for; what
-		// it says is held against the rule (observe).
-		add(chainPre, p.String(), portMatch(p), jump(target))
-	}
 	ids := slices.SortedFunc(maps.Keys(sets), setID.compare)
+	for _, s := range []stage{prerouting, input} {
+		for _, p := range r.Ports {
+			// The comment tells a later process which port the rule is for; what
+			// it says is held against the rule (observe).
+			add(s.base, p.String(), over(p.Protocol), portMatch(p), jump(s.target(p, own)))
+		}
+		if len(r.Ports) > 0 {
+			add(s.base, otherTransports, beyondUDP(), jump(s.others))
+		}
+		// A guarded number is closed for every transport that has ports: no
+		// grant is for SCTP, DCCP or UDP-Lite.
+		for _, gap := range withoutPorts {
+			add(s.others, "", gap.match(), verdict(expr.VerdictReturn))
+		}
+		for _, p := range numbers(r.Ports) {
+			add(s.others, "", portMatch(p), jump(s.target(p, own)))
+		}
+
+		for _, id := range ids {
+			if id.kind == revoked {
+				add(s.keep, "", id.lookup(sets[id]), jump(s.guard))
+			}
+		}
+		add(s.keep, "", established(), verdict(expr.VerdictAccept))
+		add(s.keep, "", jump(s.guard))
+
+		// Answers to the host's own connections may come to a guarded port where
+		// that is one of those the host takes for itself. Elsewhere nobody but a
+		// client speaks to it, and the less is accepted the better.
+		add(s.reply, "", established(), answer(), verdict(expr.VerdictAccept))
+		add(s.reply, "", jump(s.guard))
+		add(s.guard, "", loopback(), verdict(expr.VerdictAccept))
+	}
+	add(prerouting.guard, "", forwarded(), verdict(expr.VerdictAccept))
+	if r.Observe {
+		// Counted before the route was found, and not dropped.
+		add(input.guard, "", seen(), verdict(expr.VerdictAccept))
+	}
+	add(prerouting.guard, "", jump(chainAdmit))
+	add(input.guard, "", jump(chainAdmit))
+
 	for _, id := range ids {
-		if id.kind == revoked {
-			add(chainKeep, "", id.lookup(sets[id]), jump(chainGuard))
+		if id.kind == granted || id.kind == exempt {
+			add(chainAdmit, "", id.lookup(sets[id]), verdict(expr.VerdictAccept))
 		}
 	}
-	add(chainKeep, "", established(), verdict(expr.VerdictAccept))
-	add(chainKeep, "", jump(chainGuard))
+	add(chainAdmit, "", jump(chainDeny))
 
-	// Answers to the host's own connections may come to a guarded port where
-	// that is one of those the host takes for itself. Elsewhere nobody but a
-	// client speaks to it, and the less is accepted the better.
-	add(chainReply, "", established(), answer(), verdict(expr.VerdictAccept))
-	add(chainReply, "", jump(chainGuard))
-
-	add(chainGuard, "", loopback(), verdict(expr.VerdictAccept))
-	add(chainGuard, "", forwarded(), verdict(expr.VerdictAccept))
-	for _, id := range ids {
-		if id.kind != revoked {
-			add(chainGuard, "", id.lookup(sets[id]), verdict(expr.VerdictAccept))
-		}
+	for _, id := range deniedSets {
+		add(chainDeny, "", id.count(sets[id]))
 	}
-	add(chainGuard, "", jump(chainDeny))
-
 	add(chainDeny, "", logSome())
 	add(chainDeny, "", []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: deniedCounter}})
-	if !r.Observe {
+	switch {
+	case r.Observe:
+	case r.Trial != 0:
+		add(chainDeny, "", onTrial(), verdict(expr.VerdictDrop))
+	default:
 		add(chainDeny, "", verdict(expr.VerdictDrop))
 	}
 	return out
 }
 
-func portMatch(p firewall.Port) []expr.Any {
-	match := []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(1, []byte{byte(p.Protocol)}),
-		destinationPort(1),
+// numbers returns the guarded ranges whatever their protocol, each once. Their
+// sessions are never kept.
+func numbers(ports []firewall.Port) []firewall.Port {
+	var out []firewall.Port
+	for _, p := range ports {
+		n := firewall.Port{First: p.First, Last: p.Last, Cut: true}
+		if !slices.Contains(out, n) {
+			out = append(out, n)
+		}
 	}
+	return out
+}
+
+// withoutPorts are the protocols beyond UDP that have no ports: all but DCCP
+// (33), SCTP (132) and UDP-Lite (136).
+var withoutPorts = []portRange{{34, 131}, {133, 135}, {137, 255}}
+
+// match matches the range as protocol numbers.
+func (p portRange) match() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{byte(p.first)}},
+		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{byte(p.last)}},
+	}
+}
+
+// beyondUDP matches, in one step, what is neither TCP, UDP nor ICMP.
+func beyondUDP() []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpGt, Register: 1, Data: []byte{byte(firewall.UDP)}}}
+}
+
+func over(p firewall.Protocol) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(1, []byte{byte(p)})}
+}
+
+func portMatch(p firewall.Port) []expr.Any {
+	match := []expr.Any{destinationPort(1)}
 	if p.First == p.Last {
 		return append(match, equal(1, port(p.First)))
 	}
@@ -251,10 +383,43 @@ func forwarded() []expr.Any {
 	}
 }
 
-// lookup loads the key of set s and looks it up. Registers count in words of
+// seen matches what the prerouting stage has judged by the same port: its
+// destination was not rewritten and is the host's own.
+func seen() []expr.Any {
+	const rewritten = 1 << 5 // IPS_DST_NAT
+	return []expr.Any{
+		&expr.Ct{Register: 1, Key: expr.CtKeySTATUS},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(rewritten), Xor: make([]byte, 4)},
+		equal(1, make([]byte, 4)),
+		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)},
+	}
+}
+
+// onTrial matches as long as the guard on trial drops.
+func onTrial() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Lookup{SourceRegister: 1, SetName: armedSet},
+	}
+}
+
+// count counts the packet under its key in set s. Where that is full, nothing
+// of it shows, and the chain goes on.
+func (s setID) count(set *nftables.Set) []expr.Any {
+	return append(s.load(), &expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID,
+		Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{&expr.Counter{}}})
+}
+
+// lookup looks the key of set s up.
+func (s setID) lookup(set *nftables.Set) []expr.Any {
+	return append(s.load(), &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID})
+}
+
+// load loads the key of set s, for packets of its family. Registers count in words of
 // four bytes from 8; 1 to 4 are the older names of 8, 12, 16 and 20. The
 // kernel reports multiples of four by their older names, so we use these.
-func (s setID) lookup(set *nftables.Set) []expr.Any {
+func (s setID) load() []expr.Any {
 	family, offset := byte(unix.NFPROTO_IPV4), uint32(12)
 	protocolRegister, portRegister := uint32(9), uint32(10)
 	if s.v6 {
@@ -272,7 +437,7 @@ func (s setID) lookup(set *nftables.Set) []expr.Any {
 	if s.kind != exempt {
 		match = append(match, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: protocolRegister}, destinationPort(portRegister))
 	}
-	return append(match, &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID})
+	return match
 }
 
 // logSome copies the head of up to 50 denied packets a second to whoever

@@ -98,7 +98,7 @@ func (b *Backend) Observe(context.Context) (firewall.Observed, error) {
 
 func (b *Backend) observe() (o firewall.Observed, err error) {
 	o.Openings = map[firewall.Door]firewall.End{}
-	b.encode.local = localPorts()
+	b.encode.own = localPorts()
 	b.sets, b.revoked, b.mendable = map[setID]bool{}, map[firewall.Door]firewall.End{}, true
 	if b.table, err = b.socket.table(); err != nil || !b.table.exists {
 		return o, err
@@ -114,17 +114,24 @@ func (b *Backend) observe() (o firewall.Observed, err error) {
 	}
 	now := b.now()
 	for name, state := range sets {
+		if name == armedSet {
+			mendable = mendable && mine(newArmedSet(), state)
+			continue
+		}
 		id, ok := parseSetID(name)
 		if !ok {
 			continue // not one of our names: no rule of ours looks there
 		}
-		if !id.mine(state) {
+		if !mine(id.set(), state) {
 			mendable = false
 			continue
 		}
 		b.sets[id] = true
 		into := o.Openings
-		if id.kind == revoked {
+		switch id.kind {
+		case denied:
+			continue // read when somebody asks (Denied)
+		case revoked:
 			into = b.revoked
 		}
 		if err := b.socket.openings(id, into, now); err != nil {
@@ -140,15 +147,19 @@ func (b *Backend) observe() (o firewall.Observed, err error) {
 	if err != nil {
 		return o, err
 	}
-	ports, ok := portsOf(rules[chainPre.Name])
+	ports, ok := portsOf(rules[prerouting.base.Name])
 	if !ok || !intact {
 		return o, nil
 	}
 	o.Ports = ports
-	// Enforcing or observing: whichever asks for exactly these rules.
-	for _, observe := range []bool{false, true} {
-		o.Observe = observe
-		o.Intact, err = b.encode.rulesIntact(rules, o.Ruleset, slices.Collect(maps.Keys(b.sets)))
+	trial, err := b.socket.trial(now)
+	if err != nil {
+		return o, err
+	}
+	// Enforcing, on trial or observing: whichever asks for exactly these rules.
+	for _, state := range []firewall.Ruleset{{Ports: ports}, {Ports: ports, Trial: trial}, {Ports: ports, Observe: true}} {
+		o.Observe, o.Trial = state.Observe, state.Trial
+		o.Intact, err = b.encode.rulesIntact(rules, state, slices.Collect(maps.Keys(b.sets)))
 		if err != nil || o.Intact {
 			break
 		}
@@ -211,7 +222,7 @@ func (b *Backend) Apply(ctx context.Context, p firewall.Plan) error {
 	if err != nil {
 		return err
 	}
-	want := firewall.Ruleset{Ports: p.Ports, Observe: p.Observe, Openings: have.Openings}
+	want := firewall.Ruleset{Ports: p.Ports, Observe: p.Observe, Trial: p.Trial, Openings: have.Openings}
 	if !firewall.Diff(have, want).Empty() {
 		b.known = false
 		return firewall.ErrConflict
@@ -268,8 +279,8 @@ func (b *Backend) apply(p firewall.Plan, delay time.Duration) (wroteRules bool, 
 	}
 	wroteRules = p.Rules || !b.table.exists || !b.mendable || len(ids) != len(b.sets)
 	if wroteRules {
-		r := firewall.Ruleset{Ports: p.Ports, Observe: p.Observe}
-		if err := b.encode.writeRules(r, slices.Collect(maps.Keys(ids))); err != nil {
+		r := firewall.Ruleset{Ports: p.Ports, Observe: p.Observe, Trial: p.Trial}
+		if err := b.encode.writeRules(r, slices.Collect(maps.Keys(ids)), now.Add(delay)); err != nil {
 			return false, err
 		}
 	}
@@ -338,7 +349,19 @@ func (b *Backend) possibleFlags() []uint32 {
 }
 
 // Denied implements firewall.Backend.
-func (b *Backend) Denied(context.Context) (uint64, error) { return b.socket.denied() }
+func (b *Backend) Denied(context.Context) (d firewall.Denied, err error) {
+	if d.Packets, err = b.socket.deniedPackets(); err != nil {
+		return d, err
+	}
+	now := b.now()
+	for _, id := range deniedSets {
+		if err := b.socket.denials(id, &d, now); err != nil {
+			return d, err
+		}
+	}
+	slices.SortFunc(d.By, firewall.CompareDenials)
+	return d, nil
+}
 
 // Remove implements firewall.Backend.
 func (b *Backend) Remove(ctx context.Context) error {

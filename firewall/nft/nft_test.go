@@ -86,10 +86,14 @@ func TestListing(t *testing.T) {
 	// Without /etc/protocols nft knows no names.
 	listing := strings.ReplaceAll(nftOutput(t, "list", "table", "inet", "jitgate"), " . 6 . ", " . tcp . ")
 	for _, want := range []string{
-		"type filter hook prerouting priority mangle; policy accept;",
+		"type filter hook prerouting priority -199; policy accept;",
+		"type filter hook input priority 400; policy accept;",
 		`tcp dport 5985-5986 goto guard comment "5985-5986/tcp cut"`,
 		`tcp dport 22 goto keep comment "22/tcp"`,
+		`tcp dport 22 goto in_keep comment "22/tcp"`,
+		`meta l4proto > udp goto others comment "other transports"`,
 		`udp dport 3389 goto keep comment "3389/udp"`,
+		"update @d4_32 { ip saddr . meta l4proto . th dport counter }",
 		"ct state established accept",
 		`iif "lo" accept`,
 		"fib daddr type unicast fib daddr . iif type unicast accept",
@@ -105,8 +109,9 @@ func TestListing(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, listing)
 		}
 	}
-	// Every element ends: a timeout of zero would be open for ever.
-	if elements, timeouts := strings.Count(listing, "comment \"")-3, strings.Count(listing, "expires"); elements != timeouts {
+	// Every element ends: a timeout of zero would be open for ever. Of the
+	// rules, those of three ports and of the other transports have a comment.
+	if elements, timeouts := strings.Count(listing, "comment \"")-2*4, strings.Count(listing, "expires"); elements != timeouts {
 		t.Errorf("%d elements, %d of them end:\n%s", elements, timeouts, listing)
 	}
 }

@@ -137,7 +137,8 @@ func chainsIntact(have map[string]chainState) (intact, mendable bool) {
 
 // setState is a set as the kernel has it.
 type setState struct {
-	keyType, keyLen, flags uint32
+	keyType, keyLen, flags, size uint32
+	timeout                      uint64 // ms
 }
 
 func (t *transport) sets() (map[string]setState, error) {
@@ -159,6 +160,17 @@ func (t *transport) sets() (map[string]setState, error) {
 				s.keyType = ad.Uint32()
 			case unix.NFTA_SET_KEY_LEN:
 				s.keyLen = ad.Uint32()
+			case unix.NFTA_SET_TIMEOUT:
+				s.timeout = ad.Uint64()
+			case unix.NFTA_SET_DESC:
+				ad.Nested(func(ad *netlink.AttributeDecoder) error {
+					for ad.Next() {
+						if ad.Type() == unix.NFTA_SET_DESC_SIZE {
+							s.size = ad.Uint32()
+						}
+					}
+					return nil
+				})
 			}
 		})
 		if err != nil {
@@ -169,26 +181,36 @@ func (t *transport) sets() (map[string]setState, error) {
 	return out, nil
 }
 
-// mine reports whether a set is what we would make under its name. The kernel
-// refuses to add a set again that differs in any of this.
-func (s setID) mine(have setState) bool {
-	want := s.set()
-	flags := uint32(unix.NFT_SET_TIMEOUT)
+// mine reports whether a set is as we would make it. The kernel refuses to add
+// a set again that differs in any of this.
+func mine(want *nftables.Set, have setState) bool {
+	state := setState{keyType: want.KeyType.GetNFTMagic(), keyLen: want.KeyType.Bytes, flags: unix.NFT_SET_TIMEOUT,
+		size: want.Size, timeout: uint64(want.Timeout.Milliseconds())}
 	if want.Concatenation {
-		flags |= nftables.NFT_SET_CONCAT
+		state.flags |= nftables.NFT_SET_CONCAT
 	}
-	return have.flags == flags && have.keyLen == want.KeyType.Bytes && have.keyType == want.KeyType.GetNFTMagic()
+	if want.Dynamic {
+		state.flags |= unix.NFT_SET_EVAL
+	}
+	return have == state
 }
 
-// openings reads the elements of one set. now is the boot clock before the
-// kernel is asked.
-func (t *transport) openings(id setID, into map[firewall.Door]firewall.End, now firewall.BootTime) error {
+// element is a set element as the kernel has it.
+type element struct {
+	key     []byte
+	end     firewall.End // Until is Never where it has none
+	packets uint64       // of its counter, if it has one
+}
+
+// elements reads the elements of one set and hands each to f. now is the boot
+// clock before the kernel is asked.
+func (t *transport) elements(set string, now firewall.BootTime, f func(element)) error {
 	answers, err := t.dump(unix.NFT_MSG_GETSETELEM, unix.NFPROTO_INET, []netlink.Attribute{
 		{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: []byte(TableName + "\x00")},
-		{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: []byte(id.String() + "\x00")},
+		{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: []byte(set + "\x00")},
 	})
 	if err != nil {
-		return fmt.Errorf("list elements of %s: %w", id, err)
+		return fmt.Errorf("list elements of %s: %w", set, err)
 	}
 	for _, data := range answers {
 		err := attributes(data, func(ad *netlink.AttributeDecoder) {
@@ -198,7 +220,7 @@ func (t *transport) openings(id setID, into map[firewall.Door]firewall.End, now 
 			ad.Nested(func(list *netlink.AttributeDecoder) error {
 				for list.Next() {
 					list.Nested(func(ad *netlink.AttributeDecoder) error {
-						element(ad, id, into, now)
+						f(parseElement(ad, now))
 						return nil
 					})
 				}
@@ -206,35 +228,87 @@ func (t *transport) openings(id setID, into map[firewall.Door]firewall.End, now 
 			})
 		})
 		if err != nil {
-			return fmt.Errorf("read elements of %s: %w", id, err)
+			return fmt.Errorf("read elements of %s: %w", set, err)
 		}
 	}
 	return nil
 }
 
-func element(ad *netlink.AttributeDecoder, id setID, into map[firewall.Door]firewall.End, now firewall.BootTime) {
-	end := firewall.End{Until: firewall.Never}
-	var key []byte
+func parseElement(ad *netlink.AttributeDecoder, now firewall.BootTime) element {
+	e := element{end: firewall.End{Until: firewall.Never}}
 	for ad.Next() {
 		switch ad.Type() {
 		case unix.NFTA_SET_ELEM_KEY:
 			ad.Nested(func(ad *netlink.AttributeDecoder) error {
 				for ad.Next() {
 					if ad.Type() == unix.NFTA_DATA_VALUE {
-						key = ad.Bytes()
+						e.key = ad.Bytes()
 					}
 				}
 				return nil
 			})
 		case unix.NFTA_SET_ELEM_EXPIRATION:
-			end.Until = now.Add(time.Duration(ad.Uint64()) * time.Millisecond)
+			e.end.Until = now.Add(time.Duration(ad.Uint64()) * time.Millisecond)
 		case unix.NFTA_SET_ELEM_USERDATA:
-			end.Label, _ = userdata.GetString(ad.Bytes(), userdata.NFTNL_UDATA_SET_ELEM_COMMENT)
+			e.end.Label, _ = userdata.GetString(ad.Bytes(), userdata.NFTNL_UDATA_SET_ELEM_COMMENT)
+		case unix.NFTA_SET_ELEM_EXPR:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if ad.Type() == unix.NFTA_EXPR_DATA {
+						e.packets = counterPackets(ad)
+					}
+				}
+				return nil
+			})
 		}
 	}
-	if door, ok := id.door(key); ok {
-		into[door] = end
+	return e
+}
+
+// counterPackets reads the packets of a nested counter.
+func counterPackets(ad *netlink.AttributeDecoder) (packets uint64) {
+	ad.Nested(func(ad *netlink.AttributeDecoder) error {
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_COUNTER_PACKETS {
+				packets = ad.Uint64()
+			}
+		}
+		return nil
+	})
+	return packets
+}
+
+// openings reads the doors of one set and when they close.
+func (t *transport) openings(id setID, into map[firewall.Door]firewall.End, now firewall.BootTime) error {
+	return t.elements(id.String(), now, func(e element) {
+		if door, ok := id.door(e.key); ok {
+			into[door] = e.end
+		}
+	})
+}
+
+// trial reads when the guard on trial stops dropping. Where it has stopped, or
+// drops one family only, that is now: no trial anybody asks for.
+func (t *transport) trial(now firewall.BootTime) (until firewall.BootTime, err error) {
+	families := 0
+	err = t.elements(armedSet, now, func(e element) {
+		if families++; families == 1 || e.end.Until < until {
+			until = e.end.Until
+		}
+	})
+	if families < len(armedElements(0)) {
+		until = now
 	}
+	return until, err
+}
+
+// denials reads who was denied from one set.
+func (t *transport) denials(id setID, d *firewall.Denied, now firewall.BootTime) error {
+	return t.elements(id.String(), now, func(e element) {
+		if door, ok := id.door(e.key); ok {
+			d.By = append(d.By, firewall.Denial{Door: door, Packets: e.packets, Last: e.end.Until.Add(-deniedFor)})
+		}
+	})
 }
 
 // ruleState is a rule as the kernel has it or as we would send it.
@@ -280,6 +354,9 @@ func portsOf(pre []ruleState) ([]firewall.Port, bool) {
 	var ports []firewall.Port
 	for _, r := range pre {
 		comment, _ := userdata.GetString(r.userdata, userdata.TypeComment)
+		if comment == otherTransports {
+			continue
+		}
 		p, err := firewall.ParsePort(comment)
 		if err != nil {
 			return nil, false
@@ -295,7 +372,9 @@ func (e *encoder) rulesIntact(have map[string][]ruleState, r firewall.Ruleset, i
 	if err != nil {
 		return false, err
 	}
-	for c, list := range rules(r, sets, e.local) {
+	byChain := rules(r, sets, e.own)
+	for _, c := range chains {
+		list := byChain[c]
 		if len(have[c.Name]) != len(list) {
 			return false, nil
 		}
@@ -317,9 +396,7 @@ func (e *encoder) rulesIntact(have map[string][]ruleState, r firewall.Ruleset, i
 			}
 		}
 	}
-	// A rule in the pre chain is there for a port; with no port guarded the
-	// loop above has not seen the chain.
-	return len(r.Ports) > 0 || len(have[chainPre.Name]) == 0, nil
+	return true, nil
 }
 
 // sameExpressions compares a list of expressions as sent with one as dumped.
@@ -340,15 +417,27 @@ func sameExpressions(sent, got []byte) bool {
 		if !ok || !gotOK || name != gotName {
 			return false
 		}
-		if name == "lookup" {
-			// The id stands for a set that is new in the same batch.
-			body = slices.DeleteFunc(body, func(a attribute) bool { return a.kind == unix.NFTA_LOOKUP_SET_ID })
+		switch name {
+		case "lookup":
+			body = withoutSetID(body, unix.NFTA_LOOKUP_SET_ID)
+		case "dynset":
+			body = withoutSetID(body, unix.NFTA_DYNSET_SET_ID)
+			for i := range body {
+				// The library nests the counter without saying so.
+				body[i].nested = body[i].nested || body[i].kind == unix.NFTA_DYNSET_EXPR
+			}
 		}
 		if !covers(body, gotBody) {
 			return false
 		}
 	}
 	return true
+}
+
+// withoutSetID drops the number that stands for a set that is new in the same
+// batch. The kernel does not report it.
+func withoutSetID(body []attribute, kind uint16) []attribute {
+	return slices.DeleteFunc(body, func(a attribute) bool { return a.kind == kind })
 }
 
 func expression(data []byte) (name string, body []attribute, ok bool) {
@@ -436,8 +525,8 @@ func attributes(data []byte, f func(*netlink.AttributeDecoder)) error {
 	return ad.Err()
 }
 
-// denied reads the counter of dropped packets.
-func (t *transport) denied() (packets uint64, err error) {
+// deniedPackets reads the counter of dropped packets.
+func (t *transport) deniedPackets() (packets uint64, err error) {
 	answers, err := t.dump(unix.NFT_MSG_GETOBJ, unix.NFPROTO_INET, inTable)
 	if err != nil {
 		return 0, fmt.Errorf("list counters: %w", err)
@@ -450,14 +539,7 @@ func (t *transport) denied() (packets uint64, err error) {
 			case unix.NFTA_OBJ_NAME:
 				name = ad.String()
 			case unix.NFTA_OBJ_DATA:
-				ad.Nested(func(ad *netlink.AttributeDecoder) error {
-					for ad.Next() {
-						if ad.Type() == unix.NFTA_COUNTER_PACKETS {
-							count = ad.Uint64()
-						}
-					}
-					return nil
-				})
+				count = counterPackets(ad)
 			}
 		})
 		if err != nil {

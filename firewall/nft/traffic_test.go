@@ -255,6 +255,137 @@ func randomAddress(r *rand.Rand, want firewall.Ruleset) netip.Addr {
 	return a
 }
 
+// reaches reports whether a new connection gets through.
+func reaches(t *testing.T, from, address string, wait time.Duration) (ok bool) {
+	t.Helper()
+	fwtest.In(t, from, func() {
+		c, err := net.DialTimeout("tcp", address, wait)
+		if ok = err == nil; ok {
+			c.Close()
+		}
+	})
+	return ok
+}
+
+// A guard on trial drops, and then lets everything pass, with nobody there to
+// tell it. While it observes it lets pass and counts each packet once.
+func TestTrial(t *testing.T) {
+	pair := fwtest.NewPair(t)
+	for _, vm := range []string{fwtest.VM4, fwtest.VM6} {
+		address := net.JoinHostPort(vm, "22")
+		echo(t, pair, address)
+		var b *nft.Backend
+		count := func() (d firewall.Denied) {
+			fwtest.In(t, pair.VM, func() {
+				var err error
+				if d, err = b.Denied(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			})
+			return d
+		}
+		until := bootNow().Add(2 * time.Second)
+		fwtest.In(t, pair.VM, func() {
+			b = open(t)
+			apply(t, b, firewall.Ruleset{Ports: fwtest.Ports(t, "22/tcp"), Trial: until})
+		})
+		if reaches(t, pair.Outside, address, 300*time.Millisecond) {
+			t.Errorf("%s: a guard on trial lets pass", vm)
+		}
+		fwtest.In(t, pair.VM, func() { b.Close() })
+		time.Sleep(until.Sub(bootNow()) + 100*time.Millisecond)
+		if !reaches(t, pair.Outside, address, 5*time.Second) {
+			t.Errorf("%s: the trial is over and the agent dead, and the guard drops", vm)
+		}
+		fwtest.In(t, pair.VM, func() {
+			b = open(t)
+			apply(t, b, firewall.Ruleset{Ports: fwtest.Ports(t, "22/tcp"), Observe: true})
+		})
+		before := count().Packets
+		if !reaches(t, pair.Outside, address, 5*time.Second) {
+			t.Errorf("%s: a guard that observes drops", vm)
+		}
+		// The SYN; what follows belongs to an established connection.
+		if n := count().Packets - before; n != 1 {
+			t.Errorf("%s: one connection counted as %d", vm, n)
+		}
+		fwtest.In(t, pair.VM, func() {
+			if err := b.Remove(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			b.Close()
+		})
+	}
+}
+
+// The guard names who was denied, where and how often, across a takeover.
+func TestDeniedByWhom(t *testing.T) {
+	pair := fwtest.NewPair(t)
+	var b *nft.Backend
+	fwtest.In(t, pair.VM, func() {
+		b = open(t)
+		apply(t, b, firewall.Ruleset{Ports: fwtest.Ports(t, "22/tcp", "3389/udp")})
+	})
+	// Until the two know each other's link addresses packets may be lost.
+	for _, vm := range []string{fwtest.VM4, fwtest.VM6} {
+		echo(t, pair, net.JoinHostPort(vm, "7"))
+		dial(t, pair, net.JoinHostPort(vm, "7"))
+	}
+	began := bootNow()
+	want := map[firewall.Door]uint64{}
+	for i, source := range []string{"10.64.0.1", "10.64.0.2", "fd64::7"} {
+		to := fwtest.VM4
+		if strings.Contains(source, ":") {
+			to = fwtest.VM6
+		}
+		fwtest.In(t, pair.Outside, func() {
+			for range i + 1 {
+				c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(source)}, &net.UDPAddr{IP: net.ParseIP(to), Port: 3389})
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.Write([]byte("knock"))
+				c.Close()
+			}
+		})
+		a := netip.MustParseAddr(source)
+		want[firewall.Door{Source: netip.PrefixFrom(a, a.BitLen()), Protocol: firewall.UDP, Port: 3389}] = uint64(i + 1)
+	}
+	var d firewall.Denied
+	all := func() uint64 {
+		fwtest.In(t, pair.VM, func() {
+			var err error
+			if d, err = b.Denied(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		})
+		return d.Packets
+	}
+	for i := 0; all() < 6; i++ {
+		if i == 1000 {
+			t.Fatalf("6 packets were sent, the guard counts %d", d.Packets)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	fwtest.In(t, pair.VM, func() {
+		b.Close()
+		b = open(t)
+		apply(t, b, firewall.Ruleset{Ports: fwtest.Ports(t, "22/tcp", "3389/udp")})
+	})
+	all()
+	if len(d.By) != len(want) {
+		t.Fatalf("denied: %+v", d)
+	}
+	for i, by := range d.By {
+		if want[by.Door] != by.Packets || i > 0 && d.By[i-1].Packets < by.Packets {
+			t.Errorf("%d. %s with %d packets, want %d", i, by.Door, by.Packets, want[by.Door])
+		}
+		if by.Last < began.Add(-firewall.Slack) || by.Last > bootNow().Add(firewall.Slack) {
+			t.Errorf("%s: last seen at %v, between %v and %v", by.Door, by.Last, began, bootNow())
+		}
+	}
+}
+
 // A flood of packets without a grant, during ten thousand changes of rules
 // and openings: none gets through.
 func TestFloodDuringChanges(t *testing.T) {
