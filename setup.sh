@@ -46,6 +46,7 @@ need sshd openssh-server
 need ssh openssh-client
 need jq jq
 need openssl openssl
+need setpriv util-linux
 need gcc gcc
 need git git
 [ -e /usr/include/stdlib.h ] || want="$want libc6-dev"

@@ -56,14 +56,15 @@ type Agent struct {
 	Clock    Clock
 	Built    time.Time // when the program was built; zero if unknown
 
-	store   store
-	started time.Time
-	mark    mark
-	docs    documents
-	unread  error // the saved mark cannot be read: nothing opens
-	unsaved [kinds]bool
-	dirty   bool // the mark is not on the disk yet
-	saveErr error
+	store    store
+	started  time.Time
+	mark     mark
+	standing standing
+	docs     documents
+	unread   error // the saved mark cannot be read: nothing opens
+	unsaved  [kinds]bool
+	dirty    bool // the mark is not on the disk yet
+	saveErr  error
 
 	have     firewall.Observed
 	known    bool // have is what the firewall holds
@@ -97,6 +98,12 @@ func (a *Agent) Load() {
 	a.horizon, a.live, a.reported = a.store.loadHorizon(a.Clock.BootID), map[string]granted{}, map[string]policy.Code{}
 	a.calls = make(chan func())
 	a.started = a.Clock.Wall()
+	stood, err := a.store.loadStanding()
+	if err != nil {
+		a.Log.Error("the saved mode cannot be read: enforcing; jitgate disarm writes it anew", "error", err)
+		stood = standing{Mode: Enforce}
+	}
+	a.standing = stood.in(a.Clock.BootID)
 	m, saved, err := a.store.load()
 	if err != nil {
 		// Without the mark an old list could be replayed.
@@ -124,8 +131,12 @@ func (a *Agent) Load() {
 // means that the firewall may not be as wanted; the next pass tries again.
 func (a *Agent) Step(ctx context.Context) (next firewall.BootTime, err error) {
 	defer func() { a.next = next }()
-	events := a.takeInbox()
+	events := append(a.revert(), a.takeInbox()...)
 	a.save()
+	if a.mode().Mode == Off {
+		a.problem = a.standDown(ctx, events)
+		return a.Clock.Boot().Add(Resync), a.problem
+	}
 	plan, w, err := a.plan(ctx)
 	if err != nil {
 		err = errors.Join(err, a.record(ctx, events))
@@ -145,6 +156,9 @@ func (a *Agent) Step(ctx context.Context) (next firewall.BootTime, err error) {
 // DryRun returns the plan of a pass, and changes nothing.
 func (a *Agent) DryRun(ctx context.Context) (firewall.Plan, []error, error) {
 	a.takeInbox()
+	if a.mode().Mode == Off {
+		return firewall.Plan{}, nil, nil
+	}
 	plan, w, err := a.plan(ctx)
 	a.decision = w.decision
 	var refused []error
@@ -281,14 +295,21 @@ func (a *Agent) plan(ctx context.Context) (firewall.Plan, wanted, error) {
 			return firewall.Plan{}, wanted{}, err
 		}
 	}
+	boot = a.Clock.Boot()
 	f := a.facts()
 	decision := policy.Evaluate(a.mark.State, a.docs.trust, a.docs.policy, a.docs.grants, f)
-	w := want(decision, pass{wall: f.Now, boot: a.Clock.Boot(), horizon: a.horizon,
-		running: a.live, void: set(a.mark.Void), have: a.have.Openings})
+	w := want(decision, pass{wall: f.Now, boot: boot, horizon: a.horizon,
+		running: a.live, void: set(a.mark.Void), have: a.have.Openings,
+		peers: a.standing.peers(boot), until: a.standing.Until})
 	w.decision = decision
+	mode := a.mode()
+	if mode.trial != 0 {
+		w.wake(mode.trial)
+	}
 	return firewall.Diff(a.have, firewall.Ruleset{
 		Ports:    a.guarded(),
-		Observe:  a.Settings.Mode == Observe,
+		Observe:  mode.Mode == Observe,
+		Trial:    mode.trial,
 		Openings: w.openings,
 	}), w, nil
 }
@@ -392,9 +413,12 @@ func (a *Agent) altered(name audit.Name, message string) audit.Event {
 	return audit.Event{Name: name, Message: message, Process: a.culprit.Process, PID: a.culprit.PID}
 }
 
+// doubt has the next pass look at the firewall.
+func (a *Agent) doubt() { a.observed = a.Clock.Boot().Add(-Resync) }
+
 // suspect has the next pass look at the firewall: somebody changed it.
 func (a *Agent) suspect(by firewall.Alteration) {
-	a.observed = a.Clock.Boot().Add(-Resync)
+	a.doubt()
 	if !a.drift {
 		a.culprit = by
 	}

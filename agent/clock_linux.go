@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -38,11 +39,11 @@ type alarm struct {
 }
 
 func newAlarm() (*alarm, error) {
-	fd, err := unix.TimerfdCreate(unix.CLOCK_BOOTTIME, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
+	file, err := newTimer(unix.CLOCK_BOOTTIME)
 	if err != nil {
-		return nil, os.NewSyscallError("timerfd_create", err)
+		return nil, err
 	}
-	a := &alarm{C: make(chan struct{}, 1), file: os.NewFile(uintptr(fd), "timerfd")}
+	a := &alarm{C: make(chan struct{}, 1), file: file}
 	go func() {
 		defer close(a.C)
 		var expirations [8]byte
@@ -50,26 +51,45 @@ func newAlarm() (*alarm, error) {
 			if _, err := a.file.Read(expirations[:]); err != nil {
 				return // closed
 			}
-			select {
-			case a.C <- struct{}{}:
-			default:
-			}
+			tell(a.C)
 		}
 	}()
 	return a, nil
 }
 
+func newTimer(clock int) (*os.File, error) {
+	fd, err := unix.TimerfdCreate(clock, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("timerfd_create", err)
+	}
+	return os.NewFile(uintptr(fd), "timerfd"), nil
+}
+
+// tell says something on c, unless it was said and not heard yet.
+func tell(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
 // set arms the alarm for at, in place of any earlier time.
 func (a *alarm) set(at firewall.BootTime) error {
 	// A value of zero would disarm it.
-	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(max(int64(at), 1))}
-	conn, err := a.file.SyscallConn()
+	return setTimer(a.file, unix.TFD_TIMER_ABSTIME, max(int64(at), 1))
+}
+
+func (a *alarm) close() error { return a.file.Close() }
+
+func setTimer(file *os.File, flags int, nanoseconds int64) error {
+	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(nanoseconds)}
+	conn, err := file.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var setErr error
 	err = conn.Control(func(fd uintptr) {
-		setErr = unix.TimerfdSettime(int(fd), unix.TFD_TIMER_ABSTIME, &spec, nil)
+		setErr = unix.TimerfdSettime(int(fd), flags, &spec, nil)
 	})
 	if err != nil {
 		return err
@@ -77,4 +97,35 @@ func (a *alarm) set(at firewall.BootTime) error {
 	return os.NewSyscallError("timerfd_settime", setErr)
 }
 
-func (a *alarm) close() error { return a.file.Close() }
+// stepWatch tells when somebody set the wall clock, and when the machine
+// wakes from a sleep: a timer on CLOCK_REALTIME is cancelled then
+// (TFD_TIMER_CANCEL_ON_SET, Linux 3.0).
+type stepWatch struct {
+	C    chan struct{}
+	file *os.File
+}
+
+func newStepWatch() (*stepWatch, error) {
+	file, err := newTimer(unix.CLOCK_REALTIME)
+	if err != nil {
+		return nil, err
+	}
+	// It never rings: 1<<62 ns lie in the year 2116.
+	if err := setTimer(file, unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, 1<<62); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	w := &stepWatch{C: make(chan struct{}, 1), file: file}
+	go func() {
+		var expirations [8]byte
+		for {
+			_, err := w.file.Read(expirations[:])
+			if err != nil && !errors.Is(err, unix.ECANCELED) {
+				return // closed
+			}
+			tell(w.C)
+		}
+	}()
+	return w, nil
+}
+
+func (w *stepWatch) close() error { return w.file.Close() }

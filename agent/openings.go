@@ -66,6 +66,8 @@ type pass struct {
 	running map[string]granted // in force after the last pass
 	void    map[string]bool    // ended by a lockdown
 	have    map[firewall.Door]firewall.End
+	peers   []firewall.Door   // admitted by arming,
+	until   firewall.BootTime // until then
 }
 
 // want turns a decision into openings on the boot clock. It is pure.
@@ -106,6 +108,9 @@ func want(d policy.Decision, p pass) wanted {
 	}
 	if !over {
 		w.exempt(d, p, settle, clockBehind)
+	}
+	for _, door := range p.peers {
+		w.open(door, p.until, "arming", 0, p)
 	}
 	return w
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"fmt"
 	"net"
 
 	"golang.org/x/sys/unix"
@@ -9,19 +8,18 @@ import (
 
 // peer is who is at the other end of a Unix socket: SO_PEERCRED, which the
 // kernel took when the other side connected.
-func peer(c net.Conn) string {
+func peer(c net.Conn) (who caller) {
 	socket, ok := c.(*net.UnixConn)
 	if !ok {
-		return ""
+		return caller{}
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {
-		return ""
+		return caller{}
 	}
-	who := ""
 	_ = raw.Control(func(fd uintptr) { // unknown is all a failure means
 		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			who = fmt.Sprintf("uid %d, pid %d", cred.Uid, cred.Pid)
+			who = caller{true, int(cred.Uid), int(cred.Pid)}
 		}
 	})
 	return who

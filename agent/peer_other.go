@@ -5,4 +5,4 @@ package agent
 import "net"
 
 // peer is who is at the other end; no other platform is asked yet.
-func peer(net.Conn) string { return "" }
+func peer(net.Conn) caller { return caller{} }

@@ -37,7 +37,12 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer wake.close()
-	if err := a.record(ctx, []audit.Event{{Name: audit.AgentStarted, Message: "the agent started in mode " + string(a.Settings.Mode)}}); err != nil {
+	steps, err := newStepWatch()
+	if err != nil {
+		return err
+	}
+	defer steps.close()
+	if err := a.record(ctx, []audit.Event{{Name: audit.AgentStarted, Message: "the agent started in mode " + string(a.mode().Mode)}}); err != nil {
 		a.Log.Error("no record can be written: nothing will open", "error", err)
 	}
 	if _, err = a.Step(ctx); err != nil && !a.applied {
@@ -52,7 +57,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	if ready != nil {
 		ready()
 	}
-	a.Log.Info("guarding", "ports", a.guarded(), "mode", a.Settings.Mode, "firewall", a.Backend.Describe())
+	a.Log.Info("guarding", "ports", a.guarded(), "mode", a.mode().Mode, "firewall", a.Backend.Describe())
 
 	for {
 		if err := wake.set(a.next); err != nil {
@@ -68,6 +73,12 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 			continue
 		case <-wake.C:
 			a.watch(watch)
+		case <-steps.C:
+			// Set forward, as after a snapshot was restored, it may have passed
+			// ends that the boot clock puts later. After a sleep the kernel's
+			// timeouts lag behind.
+			a.Log.Info("the wall clock was set, or the machine slept")
+			a.doubt()
 		case by := <-a.Backend.Changes():
 			a.suspect(by)
 		case event := <-watch.Events:
@@ -152,4 +163,15 @@ func (a *Agent) Once(ctx context.Context) error {
 	a.Load()
 	_, err = a.Step(ctx)
 	return err
+}
+
+// DisarmOnce disarms a host whose agent does not run.
+func (a *Agent) DisarmOnce(ctx context.Context, q DisarmRequest) error {
+	release, err := a.takeDirs()
+	if err != nil {
+		return err
+	}
+	defer release()
+	a.Load()
+	return a.disarm(ctx, caller{true, os.Getuid(), os.Getpid()}.String(), q.mode())
 }

@@ -21,6 +21,7 @@ type Mode string
 const (
 	Observe Mode = "observe" // counts what a guard would drop
 	Enforce Mode = "enforce"
+	Off     Mode = "off" // no guard at all: only by jitgate disarm, never in the settings
 )
 
 // Settings is agent.toml, checked.

@@ -15,6 +15,7 @@ import (
 const (
 	markFile    = "mark.json"
 	horizonFile = "horizon.json"
+	modeFile    = "mode.json"
 )
 
 // mark is what the agent must not forget across a restart. It is written
@@ -113,6 +114,40 @@ func (s store) loadHorizon(bootID string) horizon {
 		return horizon{}
 	}
 	return saved.Anchors
+}
+
+// saveStanding makes the mode durable.
+func (s store) saveStanding(m standing) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeFile(s.dir, modeFile, append(text, '\n'), 0o600); err != nil {
+		return err
+	}
+	return syncDir(s.dir)
+}
+
+// loadStanding returns the mode as commands left it: the zero standing if none
+// did.
+func (s store) loadStanding() (m standing, err error) {
+	text, err := os.ReadFile(filepath.Join(s.dir, modeFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return standing{}, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &m)
+	}
+	if err == nil && m.Mode != "" && m.Mode != Observe && m.Mode != Enforce && m.Mode != Off {
+		err = fmt.Errorf("mode %q is none", m.Mode)
+	}
+	if err != nil {
+		return standing{}, fmt.Errorf("%s: %w", filepath.Join(s.dir, modeFile), err)
+	}
+	return m, nil
 }
 
 func formatPorts(ports []firewall.Port) []string {

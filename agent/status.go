@@ -3,16 +3,11 @@ package agent
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"net"
-	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
+	"github.com/jitgate/jitgate/firewall"
 	"github.com/jitgate/jitgate/policy"
 )
 
@@ -20,11 +15,13 @@ import (
 type Status struct {
 	Host     string           `json:"host"`
 	Mode     Mode             `json:"mode"`
+	Trial    *TrialStatus     `json:"trial,omitempty"` // armed and not confirmed yet
 	Since    time.Time        `json:"since"`
 	Guarded  []string         `json:"guarded"`
 	Firewall string           `json:"firewall"`
-	Intact   bool             `json:"intact"` // at the last look
-	Denied   uint64           `json:"denied"` // packets dropped, or counted in mode observe
+	Intact   bool             `json:"intact"`  // at the last look
+	Denied   uint64           `json:"denied"`  // packets dropped, or counted in mode observe
+	Denials  []Denial         `json:"denials"` // of the last day, those with the most packets first
 	Openings []OpeningStatus  `json:"openings"`
 	Pending  []OpeningStatus  `json:"pending"`
 	Refused  []OpeningStatus  `json:"refused"`
@@ -32,6 +29,36 @@ type Status struct {
 	Docs     []DocumentStatus `json:"documents"`
 	Blocked  string           `json:"blocked,omitempty"` // why nothing may open now
 	Problem  string           `json:"problem,omitempty"` // what the last pass could not do
+}
+
+// TrialStatus is an arming that waits for its confirmation.
+type TrialStatus struct {
+	SecondsLeft int       `json:"secondsLeft"`
+	Back        Mode      `json:"back"`     // what follows without a confirmation
+	Admitted    []Session `json:"admitted"` // for as long
+}
+
+// Denial is who was denied at a port, or would have been in mode observe.
+type Denial struct {
+	Source   string    `json:"source"`
+	Port     uint16    `json:"port"`
+	Protocol string    `json:"protocol"`
+	Packets  uint64    `json:"packets"`
+	Last     time.Time `json:"last"`
+}
+
+// maxDenials bounds how many sources a status names.
+const maxDenials = 100
+
+// denials puts the firewall's count on the wall clock.
+func (a *Agent) denials(d firewall.Denied) []Denial {
+	out := []Denial{}
+	wall, boot := a.Clock.Wall(), a.Clock.Boot()
+	for _, by := range d.By[:min(len(d.By), maxDenials)] {
+		out = append(out, Denial{by.Source.Addr().String(), by.Port, by.Protocol.String(), by.Packets,
+			wall.Add(by.Last.Sub(boot)).UTC().Truncate(time.Second)})
+	}
+	return out
 }
 
 // OpeningStatus is one grant: open, waiting for its start, or refused.
@@ -61,13 +88,14 @@ type DocumentStatus struct {
 
 // snapshot makes the status of now.
 func (a *Agent) snapshot(ctx context.Context) Status {
+	mode := a.mode()
 	s := Status{
-		Host: a.Settings.HostID, Mode: a.Settings.Mode, Since: a.started.UTC(), Guarded: formatPorts(a.guarded()),
+		Host: a.Settings.HostID, Mode: mode.Mode, Since: a.started.UTC(), Guarded: formatPorts(a.guarded()),
 		Firewall: a.Backend.Describe(), Intact: a.have.Intact,
 		Openings: []OpeningStatus{}, Pending: []OpeningStatus{}, Refused: []OpeningStatus{}, Exempt: []string{},
 	}
 	denied, err := a.Backend.Denied(ctx)
-	s.Denied = denied.Packets
+	s.Denied, s.Denials = denied.Packets, a.denials(denied)
 	if err := errors.Join(a.problem, err); err != nil {
 		s.Problem = err.Error()
 	}
@@ -79,6 +107,9 @@ func (a *Agent) snapshot(ctx context.Context) Status {
 		}
 	}
 	now := a.Clock.Boot()
+	if mode.trial != 0 {
+		s.Trial = &TrialStatus{secondsTo(mode.trial, now), a.standing.at(a.Settings.Mode, mode.trial).Mode, append([]Session{}, a.standing.Peers...)}
+	}
 	for _, v := range a.decision.Verdicts {
 		o := OpeningStatus{Grant: v.Grant.ID, Port: v.Grant.Number, Protocol: string(v.Port.Protocol), Start: v.Grant.Start, End: v.Grant.End,
 			Requestor: v.Grant.Requestor, Reason: v.Grant.Justification}
@@ -91,7 +122,7 @@ func (a *Agent) snapshot(ctx context.Context) Status {
 			o.Refusal = v.Refusal.Error()
 			s.Refused = append(s.Refused, o)
 		case open && live.until > now:
-			o.SecondsLeft = int(live.until.Sub(now).Round(time.Second) / time.Second)
+			o.SecondsLeft = secondsTo(live.until, now)
 			s.Openings = append(s.Openings, o)
 		case v.Phase == policy.PhasePending && !slices.Contains(a.mark.Void, v.Grant.ID):
 			s.Pending = append(s.Pending, o)
@@ -108,84 +139,6 @@ func (a *Agent) snapshot(ctx context.Context) Status {
 	return s
 }
 
-// do runs f between two passes and waits for it.
-func (a *Agent) do(ctx context.Context, f func()) error {
-	done := make(chan struct{})
-	select {
-	case a.calls <- func() { f(); close(done) }:
-		<-done
-		return nil
-	case <-ctx.Done():
-		return errors.New("the agent is busy")
-	}
-}
-
-// patience is how long a caller on the socket waits for a pass to end.
-const patience = 10 * time.Second
-
-// handler is the local API. It has no call that opens anything.
-func (a *Agent) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), patience)
-		defer cancel()
-		var s Status
-		if err := a.do(ctx, func() { s = a.snapshot(ctx) }); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(s) // a caller that went away is its own problem
-	})
-	mux.HandleFunc("POST /v1/lockdown", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), patience)
-		defer cancel()
-		var err error
-		if busy := a.do(ctx, func() { err = a.endAll(ctx, caller(r)) }); busy != nil {
-			err = busy
-		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.WriteHeader(http.StatusNoContent)
-	})
-	return mux
-}
-
-// listen opens the socket, in place of one a dead agent left. The lock on the
-// state directory has made sure that it is dead. The socket gets its name
-// only once it has its mode, so that nobody comes in between.
-func listen(path string) (*net.UnixListener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	temporary := path + ".new"
-	if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
-	}
-	l.SetUnlinkOnClose(false) // it goes by another name then
-	if err := errors.Join(os.Chmod(temporary, 0o660), os.Rename(temporary, path)); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
-}
-
-// callerKey is where a request's context holds who calls.
-type callerKey struct{}
-
-// withCaller notes who is behind a connection, as the kernel says.
-func withCaller(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, callerKey{}, peer(c))
-}
-
-// caller is who called, as records show it; empty where the platform does not
-// tell.
-func caller(r *http.Request) string {
-	who, _ := r.Context().Value(callerKey{}).(string)
-	return who
+func secondsTo(end, now firewall.BootTime) int {
+	return int(end.Sub(now).Round(time.Second) / time.Second)
 }

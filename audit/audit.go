@@ -18,6 +18,10 @@ type Name string
 const (
 	AgentStarted    Name = "agent.started"
 	AgentStopped    Name = "agent.stopped"
+	GuardArmed      Name = "guard.armed"     // on trial: it goes back unless confirmed
+	GuardConfirmed  Name = "guard.confirmed" // for good
+	GuardReverted   Name = "guard.reverted"  // not confirmed in time
+	GuardDisarmed   Name = "guard.disarmed"
 	GuardLockdown   Name = "guard.lockdown"
 	GuardDrift      Name = "guard.drift"
 	GuardRepaired   Name = "guard.repaired"

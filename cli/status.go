@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,9 +22,12 @@ import (
 	"github.com/jitgate/jitgate/agent"
 )
 
-// callAgent speaks to the running agent's socket. The answer is decoded into
-// out unless that is nil.
-func callAgent(ctx context.Context, config, method, path string, out any) error {
+// errNoAgent says that nobody answers on the agent's socket.
+var errNoAgent = errors.New("no agent is running")
+
+// callAgent speaks to the running agent's socket. in is sent as JSON, and the
+// answer is decoded into out, unless they are nil.
+func callAgent(ctx context.Context, config, method, path string, in, out any) error {
 	settings, err := agent.LoadSettings(config)
 	if err != nil {
 		return err
@@ -34,31 +38,39 @@ func callAgent(ctx context.Context, config, method, path string, out any) error 
 		},
 		DisableKeepAlives: true,
 	}}
-	request, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, nil)
+	var body io.Reader
+	if in != nil {
+		text, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(text)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
 	if err != nil {
 		return err
 	}
 	response, err := client.Do(request)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no agent is running behind %s: start it with jitgate agent run; what is guarded stays guarded meanwhile", settings.Socket)
+		return fmt.Errorf("%w behind %s: start it with jitgate agent run; what is guarded stays guarded meanwhile", errNoAgent, settings.Socket)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s: permission denied: run this as root", settings.Socket)
 	case err != nil:
 		return err
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 64<<20))
+	answer, err := io.ReadAll(io.LimitReader(response.Body, 64<<20))
 	if err != nil {
 		return err
 	}
 	if response.StatusCode >= 300 {
-		return errors.New(strings.TrimSpace(string(body)))
+		return errors.New(strings.TrimSpace(string(answer)))
 	}
 	if out == nil {
 		return nil
 	}
-	return json.Unmarshal(body, out)
+	return json.Unmarshal(answer, out)
 }
 
 func newStatus() *cobra.Command {
@@ -72,7 +84,7 @@ func newStatus() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			for {
 				var s agent.Status
-				if err := callAgent(c.Context(), config, http.MethodGet, "/v1/status", &s); err != nil {
+				if err := callAgent(c.Context(), config, http.MethodGet, "/v1/status", nil, &s); err != nil {
 					return err
 				}
 				if err := printStatus(c.OutOrStdout(), s, asJSON, watch); err != nil || !watch {
@@ -104,7 +116,7 @@ func printStatus(out io.Writer, s agent.Status, asJSON, watch bool) error {
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "host\t%s\n", s.Host)
-	fmt.Fprintf(w, "mode\t%s\n", s.Mode)
+	fmt.Fprintf(w, "mode\t%s\n", modeText(s))
 	guarded := strings.Join(s.Guarded, ", ")
 	if guarded == "" {
 		guarded = "no port"
@@ -112,7 +124,7 @@ func printStatus(out io.Writer, s agent.Status, asJSON, watch bool) error {
 	fmt.Fprintf(w, "guarded\t%s\n", guarded)
 	fmt.Fprintf(w, "firewall\t%s\n", s.Firewall)
 	what := "dropped"
-	if s.Mode == agent.Observe {
+	if s.Mode != agent.Enforce {
 		what = "seen that would be dropped"
 	}
 	fmt.Fprintf(w, "denied\t%d packets %s\n", s.Denied, what)
@@ -138,7 +150,24 @@ func printStatus(out io.Writer, s agent.Status, asJSON, watch bool) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	return printOpenings(out, s)
+	if err := printOpenings(out, s); err != nil {
+		return err
+	}
+	title := "denied in the last day:"
+	if s.Mode != agent.Enforce {
+		title = "would be denied:"
+	}
+	return printDenials(out, "\n"+title, s.Denials, 5)
+}
+
+func modeText(s agent.Status) string {
+	switch {
+	case s.Trial != nil:
+		return fmt.Sprintf("%s on trial: back to %s in %s unless jitgate arm confirm", s.Mode, s.Trial.Back, time.Duration(s.Trial.SecondsLeft)*time.Second)
+	case s.Mode == agent.Off:
+		return "off: nothing is guarded until jitgate arm"
+	}
+	return string(s.Mode)
 }
 
 func printOpenings(out io.Writer, s agent.Status) error {
@@ -192,7 +221,7 @@ nor do listed grants that have not begun; new grants do.`,
 		Example: "  jitgate lockdown",
 		Args:    positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := callAgent(c.Context(), config, http.MethodPost, "/v1/lockdown", nil); err != nil {
+			if err := callAgent(c.Context(), config, http.MethodPost, "/v1/lockdown", nil, nil); err != nil {
 				return err
 			}
 			fmt.Fprintln(c.OutOrStdout(), "every opening is closed; exempt sources of the policy stay")

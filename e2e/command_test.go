@@ -151,7 +151,7 @@ func TestStatus(t *testing.T) {
 	if err := json.Unmarshal([]byte(h.must("status", "--json", "--config", h.config())), &s); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"denied", "documents", "exempt", "firewall", "guarded", "host", "intact", "mode", "openings", "pending", "refused", "since"}
+	want := []string{"denials", "denied", "documents", "exempt", "firewall", "guarded", "host", "intact", "mode", "openings", "pending", "refused", "since"}
 	if names := slices.Sorted(maps.Keys(s)); !slices.Equal(names, want) {
 		t.Errorf("status --json has %v, want %v", names, want)
 	}

@@ -1,0 +1,172 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// do runs f between two passes and waits for it.
+func (a *Agent) do(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case a.calls <- func() { f(); close(done) }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return errors.New("the agent is busy")
+	}
+}
+
+// patience is how long a caller on the socket waits for a pass to end.
+const patience = 10 * time.Second
+
+// handler is the local API. It has no call that opens anything but to the
+// session that arms a guard which has let everybody in so far.
+func (a *Agent) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", call(a, func(ctx context.Context, _ caller, _ nothing) (any, error) {
+		return a.snapshot(ctx), nil
+	}))
+	mux.HandleFunc("POST /v1/lockdown", call(a, func(ctx context.Context, by caller, _ nothing) (any, error) {
+		return nil, a.endAll(ctx, by.String())
+	}))
+	mux.HandleFunc("POST /v1/arm", call(a, func(ctx context.Context, by caller, q ArmRequest) (any, error) {
+		if err := by.mustBeRoot(); err != nil {
+			return nil, err
+		}
+		return a.arm(ctx, by.String(), time.Duration(q.ConfirmWithin)*time.Second, q.Sessions)
+	}))
+	mux.HandleFunc("POST /v1/arm/confirm", call(a, func(ctx context.Context, by caller, _ nothing) (any, error) {
+		if err := by.mustBeRoot(); err != nil {
+			return nil, err
+		}
+		return nil, a.confirm(ctx, by.String())
+	}))
+	mux.HandleFunc("POST /v1/disarm", call(a, func(ctx context.Context, by caller, q DisarmRequest) (any, error) {
+		if err := by.mustBeRoot(); err != nil {
+			return nil, err
+		}
+		return nil, a.disarm(ctx, by.String(), q.mode())
+	}))
+	return mux
+}
+
+// ArmRequest asks for a trial.
+type ArmRequest struct {
+	ConfirmWithin int       `json:"confirmWithin"` // seconds
+	Sessions      []Session `json:"sessions"`      // of whoever asks: admitted meanwhile
+}
+
+// DisarmRequest asks to stop dropping.
+type DisarmRequest struct {
+	Observe bool `json:"observe"` // and to go on counting
+}
+
+func (q DisarmRequest) mode() Mode {
+	if q.Observe {
+		return Observe
+	}
+	return Off
+}
+
+// nothing is the body of a request that has none.
+type nothing struct{}
+
+// maxRequest bounds the body of a request.
+const maxRequest = 64 << 10
+
+// call makes a handler of f, which runs between two passes. What it returns
+// is the answer; an error is one line of text.
+func call[Q any](a *Agent, f func(context.Context, caller, Q) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), patience)
+		defer cancel()
+		var q Q
+		body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
+		body.DisallowUnknownFields()
+		if err := body.Decode(&q); err != nil && !errors.Is(err, io.EOF) {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		by, _ := r.Context().Value(callerKey{}).(caller)
+		var answer any
+		var err error
+		if busy := a.do(ctx, func() { answer, err = f(ctx, by, q) }); busy != nil {
+			http.Error(w, busy.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		switch {
+		case errors.Is(err, errNotRoot):
+			http.Error(w, err.Error(), http.StatusForbidden)
+		case err != nil:
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		case answer == nil:
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			w.Header().Set("Content-Type", "application/json")
+			json.NewEncoder(w).Encode(answer) // a caller that went away is its own problem
+		}
+	}
+}
+
+// listen opens the socket, in place of one a dead agent left. The lock on the
+// state directory has made sure that it is dead. The socket gets its name
+// only once it has its mode, so that nobody comes in between.
+func listen(path string) (*net.UnixListener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	temporary := path + ".new"
+	if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	l.SetUnlinkOnClose(false) // it goes by another name then
+	if err := errors.Join(os.Chmod(temporary, 0o660), os.Rename(temporary, path)); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// caller is who is at the other end of a connection, as the kernel says. The
+// zero caller is unknown: the platform does not tell.
+type caller struct {
+	known    bool
+	uid, pid int
+}
+
+// String is the caller as records show him.
+func (c caller) String() string {
+	if !c.known {
+		return ""
+	}
+	return fmt.Sprintf("uid %d, pid %d", c.uid, c.pid)
+}
+
+var errNotRoot = errors.New("only root may change whether this host is guarded: run this as root")
+
+func (c caller) mustBeRoot() error {
+	if !c.known || c.uid != 0 {
+		return errNotRoot
+	}
+	return nil
+}
+
+// callerKey is where a request's context holds who calls.
+type callerKey struct{}
+
+// withCaller notes who is behind a connection.
+func withCaller(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, callerKey{}, peer(c))
+}
