@@ -35,7 +35,7 @@ var _ firewall.Backend = (*Backend)(nil)
 // Open connects to nf_tables. now reads CLOCK_BOOTTIME. Nothing changes until
 // Apply.
 func Open(now func() firewall.BootTime) (*Backend, error) {
-	socket, err := dial()
+	socket, err := dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, explain(fmt.Errorf("open netlink: %w", err))
 	}

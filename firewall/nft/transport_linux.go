@@ -13,9 +13,9 @@ import (
 // socketBuffer holds the largest batch: 20,000 elements take some 2 MB.
 const socketBuffer = 16 << 20
 
-// transport is one lasting NETLINK_NETFILTER socket. The kernel carries out a
-// request inside sendto, so every answer is queued when it returns and
-// nothing here ever waits.
+// transport is one lasting netlink socket. The kernel carries out a request
+// inside sendto, so every answer is queued when it returns and nothing here
+// ever waits.
 type transport struct {
 	fd   int
 	port uint32 // the socket's netlink port: what a table's owner is known by
@@ -24,8 +24,9 @@ type transport struct {
 	in   []byte
 }
 
-func dial() (*transport, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+// dial opens a socket of a netlink protocol, NETLINK_NETFILTER for one.
+func dial(protocol int) (*transport, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
@@ -159,22 +160,38 @@ func (t *transport) dump(typ uint16, family byte, attributes []netlink.Attribute
 }
 
 func (t *transport) dumpOnce(typ uint16, family byte, attributes []netlink.Attribute) ([][]byte, error) {
-	if err := t.drain(); err != nil {
-		return nil, err
-	}
 	data, err := netlink.MarshalAttributes(attributes)
 	if err != nil {
 		return nil, err
 	}
+	var answers [][]byte
+	err = t.read(messageType(typ), append(generic(family, 0), data...), func(data []byte) error {
+		if len(data) < genericLen {
+			return fmt.Errorf("an answer of %d bytes", len(data))
+		}
+		answers = append(answers, append([]byte(nil), data[genericLen:]...))
+		return nil
+	})
+	if errors.Is(err, unix.ENOENT) {
+		err = nil
+	}
+	return answers, err
+}
+
+// read sends one read request and hands the payload of each answer to f,
+// which must not keep it.
+func (t *transport) read(typ netlink.HeaderType, request []byte, f func(data []byte) error) error {
+	if err := t.drain(); err != nil {
+		return err
+	}
 	t.out = t.out[:0]
-	t.put(messageType(typ), netlink.Request|netlink.Dump, append(generic(family, 0), data...))
+	t.put(typ, netlink.Request|netlink.Dump, request)
 	seq := t.seq
 	if err := t.send(); err != nil {
-		return nil, err
+		return err
 	}
-	var answers [][]byte
 	interrupted := false
-	err = t.receive(func(h unix.NlMsghdr, data []byte) (bool, error) {
+	err := t.receive(func(h unix.NlMsghdr, data []byte) (bool, error) {
 		if h.Seq != seq {
 			return true, nil
 		}
@@ -182,21 +199,17 @@ func (t *transport) dumpOnce(typ uint16, family byte, attributes []netlink.Attri
 		switch h.Type {
 		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
 			errno, err := errorOf(data)
-			if err == nil && errno != 0 && errno != unix.ENOENT {
+			if err == nil && errno != 0 {
 				err = errno
 			}
 			return false, err
 		}
-		if len(data) < genericLen {
-			return false, fmt.Errorf("an answer of %d bytes", len(data))
-		}
-		answers = append(answers, append([]byte(nil), data[genericLen:]...))
-		return true, nil
+		return true, f(data)
 	})
 	if err == nil && interrupted {
 		err = errInterrupted
 	}
-	return answers, err
+	return err
 }
 
 // receive hands every queued message to f until f says it was the last one
