@@ -49,6 +49,10 @@
 // The base chains are made once and never deleted and made again: a packet in
 // between would pass. Rules and elements change in place, in one batch.
 //
+// When the table has begun to drop a session's packets, its sockets are
+// destroyed and conntrack forgets it, so that its ends do not hang (cutter,
+// docs/adr/0014-sessions-end-with-a-reset.md).
+//
 // google/nftables builds the messages. Sending is ours (transport): one
 // acknowledgement for a whole batch, held against its sequence number. The
 // library asks for one per message, and a full receive buffer then turns a

@@ -17,6 +17,10 @@ import (
 
 // Backend keeps the guard in the network namespace it was opened in.
 type Backend struct {
+	// Warn is told what failed although the guard stands: ending sessions
+	// whose packets are dropped already. nil drops it too.
+	Warn func(error)
+
 	socket *transport
 	encode *encoder
 	now    func() firewall.BootTime
@@ -28,6 +32,12 @@ type Backend struct {
 	mendable bool                           // the base chain has the hook it should have
 
 	watch *monitor // only while others can change the table
+
+	// openings are what the kernel held when last looked at or changed, those
+	// that ran out since included: whose sessions may have to end.
+	openings       map[firewall.Door]firewall.End
+	cutter         cutter
+	sockets, flows int // cut so far
 }
 
 var _ firewall.Backend = (*Backend)(nil)
@@ -55,7 +65,7 @@ func Open(now func() firewall.BootTime) (*Backend, error) {
 // Close closes the socket. The table stays, an orphan that a later process
 // takes over; its openings run out on time.
 func (b *Backend) Close() error {
-	err := b.socket.close()
+	err := errors.Join(b.socket.close(), b.cutter.close())
 	if b.watch != nil {
 		err = errors.Join(err, b.watch.close())
 	}
@@ -93,8 +103,47 @@ func (b *Backend) Observe(context.Context) (firewall.Observed, error) {
 		return firewall.Observed{}, explain(err)
 	}
 	b.known = true
+	now := b.now()
+	var ranOut []firewall.Closing
+	for door, end := range b.openings {
+		c := firewall.Closing{Door: door, Was: end.Until}
+		if _, ok := o.Openings[door]; !ok && !c.Early(now) {
+			ranOut = append(ranOut, c)
+		}
+	}
+	b.openings = maps.Clone(o.Openings)
+	if o.Intact {
+		b.cut(ranOut, o.Ports, o.Observe, now)
+	}
 	return o, nil
 }
+
+// cut ends the sessions of closed openings, where they end, after the table
+// has begun to drop their packets. A failure leaves sessions that hang until
+// their ends give up, and the guard as it should be.
+func (b *Backend) cut(closings []firewall.Closing, ports []firewall.Port, observe bool, now firewall.BootTime) {
+	if observe {
+		return // nothing is dropped
+	}
+	open := index{doors: b.openings, now: now}
+	for id := range b.sets {
+		open.addLength(id)
+	}
+	e := endedBy(closings, ports, open, now)
+	if len(e.doors.doors) == 0 {
+		return
+	}
+	sockets, flows, err := b.cutter.cut(e)
+	b.sockets += sockets
+	b.flows += flows
+	if err != nil && b.Warn != nil {
+		b.Warn(fmt.Errorf("ending sessions: %w", err))
+	}
+}
+
+// Cut returns how many sockets of ended sessions were reset, and how many
+// connections to others behind this host were forgotten, since Open.
+func (b *Backend) Cut() (sockets, flows int) { return b.sockets, b.flows }
 
 func (b *Backend) observe() (o firewall.Observed, err error) {
 	o.Openings = map[firewall.Door]firewall.End{}
@@ -197,6 +246,7 @@ func (b *Backend) Apply(ctx context.Context, p firewall.Plan) error {
 	if b.table.flags&flagOwner != 0 && b.table.owner != b.socket.port {
 		return ErrOwned
 	}
+	now := b.now()
 	wroteRules, err := b.applyOnTime(p)
 	if err != nil {
 		b.known = false
@@ -209,6 +259,13 @@ func (b *Backend) Apply(ctx context.Context, p firewall.Plan) error {
 		b.encode = fresh
 		return explain(err)
 	}
+	for _, c := range p.Close {
+		delete(b.openings, c.Door)
+	}
+	for _, c := range p.Open {
+		b.openings[c.Door] = c.End
+	}
+	b.cut(p.Close, p.Ports, p.Observe, now)
 	if !wroteRules {
 		return nil
 	}

@@ -48,3 +48,27 @@ func TestSessions(t *testing.T) {
 		}
 	}
 }
+
+// A session is over if no opening covers it that still goes on: one that has
+// run out does not, though nobody has closed it yet.
+func TestOver(t *testing.T) {
+	const now = firewall.BootTime(time.Hour)
+	door := func(source string) firewall.Door {
+		return firewall.Door{Source: netip.MustParsePrefix(source), Protocol: firewall.TCP, Port: 22}
+	}
+	open := index{doors: map[firewall.Door]firewall.End{}, now: now}
+	for d, until := range map[firewall.Door]firewall.BootTime{door("10.0.0.0/8"): now, door("10.1.0.0/16"): now.Add(time.Minute), door("fd00::/16"): now.Add(time.Minute)} {
+		open.doors[d] = firewall.End{Until: until}
+		open.addLength(setOf(d))
+	}
+	e := endedBy([]firewall.Closing{{Door: door("10.0.0.1/32"), Was: firewall.Never}, {Door: door("10.1.0.1/32"), Was: firewall.Never}},
+		[]firewall.Port{{Protocol: firewall.TCP, First: 22, Last: 23}}, open, now)
+	for source, want := range map[string]bool{"10.0.0.1": true, "10.1.0.1": false, "10.0.0.2": false, "fd00::1": false, "::a00:1": false} {
+		if e.over(netip.MustParseAddr(source), firewall.TCP, 22) != want {
+			t.Errorf("%s: over: %t", source, !want)
+		}
+	}
+	if a := netip.MustParseAddr("10.0.0.1"); e.over(a, firewall.TCP, 23) || e.over(a, firewall.UDP, 22) {
+		t.Error("another service is over")
+	}
+}

@@ -575,16 +575,19 @@ func alive(t *testing.T, c net.Conn) bool {
 }
 
 // When an opening runs out, kept sessions go on and cut ones do not; new ones
-// are refused in both. When it is taken back, both are cut, and a new grant
-// lets the session speak again.
+// are refused in both. When it is taken back, both are cut. A new grant lets a
+// session speak again that has no socket of its own to be reset.
 func TestSessionsAtEnd(t *testing.T) {
 	pair := fwtest.NewPair(t)
 	for _, family := range []struct{ source, vm string }{{fwtest.Outside4 + "/32", fwtest.VM4}, {fwtest.Outside6 + "/128", fwtest.VM6}} {
 		keep, cut := net.JoinHostPort(family.vm, "22"), net.JoinHostPort(family.vm, "5985")
 		echo(t, pair, keep)
 		echo(t, pair, cut)
-		want := firewall.Ruleset{Ports: fwtest.Ports(t, "22/tcp", "5985-5986/tcp cut"), Openings: map[firewall.Door]firewall.End{}}
-		for _, port := range []string{"22/tcp", "5985/tcp"} {
+		fwtest.In(t, pair.VM, func() {
+			packets(t, "udp", keep, func(c net.PacketConn, from net.Addr, b []byte) { c.WriteTo(b, from) })
+		})
+		want := firewall.Ruleset{Ports: fwtest.Ports(t, "22/tcp", "22/udp", "5985-5986/tcp cut"), Openings: map[firewall.Door]firewall.End{}}
+		for _, port := range []string{"22/tcp", "22/udp", "5985/tcp"} {
 			want.Openings[fwtest.Door(t, family.source, port)] = firewall.End{Until: bootNow().Add(time.Hour)}
 		}
 		var b *nft.Backend
@@ -607,20 +610,35 @@ func TestSessionsAtEnd(t *testing.T) {
 		}
 		granted := firewall.Ruleset{Ports: want.Ports, Openings: map[firewall.Door]firewall.End{
 			fwtest.Door(t, family.source, "22/tcp"): {Until: bootNow().Add(time.Hour)},
+			fwtest.Door(t, family.source, "22/udp"): {Until: bootNow().Add(time.Hour)},
 		}}
 		closed := firewall.Ruleset{Ports: want.Ports}
+		var questions net.Conn
+		fwtest.In(t, pair.Outside, func() {
+			var err error
+			if questions, err = net.Dial("udp", keep); err != nil {
+				t.Fatal(err)
+			}
+		})
+		defer questions.Close()
 		for range 2 {
 			fwtest.In(t, pair.VM, func() { apply(t, b, granted) })
 			speaks(t, kept, family.vm+": a session with a grant is cut")
+			speaks(t, questions, family.vm+": a session with a grant is cut")
 			fwtest.In(t, pair.VM, func() { apply(t, b, closed) })
-			if alive(t, kept) {
-				t.Errorf("%s: the grant was taken back and its session goes on", family.vm)
+			for _, c := range []net.Conn{kept, questions} {
+				if alive(t, c) {
+					t.Errorf("%s: the grant was taken back and its session goes on", family.vm)
+				}
 			}
+			fwtest.In(t, pair.VM, func() { apply(t, b, granted) })
+			kept = dial(t, pair, keep)
 		}
 		// Granted once more, and this time it runs out: the session is kept.
 		fwtest.In(t, pair.VM, func() { apply(t, b, short()) })
 		time.Sleep(1100 * time.Millisecond)
 		speaks(t, kept, family.vm+": a session granted again is cut when the grant runs out")
+		speaks(t, questions, family.vm+": a session granted again is cut when the grant runs out")
 		refused(t, pair, keep)
 		refused(t, pair, cut)
 		fwtest.In(t, pair.VM, func() {
@@ -632,12 +650,11 @@ func TestSessionsAtEnd(t *testing.T) {
 	}
 }
 
-// What is not addressed to a guarded port of this host passes: its own
-// connections, loopback, and traffic it forwards. A published container port
-// does not: its packets meet the guard before their destination is rewritten.
-func TestNeighboursOfTheGuard(t *testing.T) {
-	pair := fwtest.NewPair(t)
-	inner := pair.VM + "c"
+// container makes a namespace behind the VM, 172.30.0.2, whose port 22 the VM
+// publishes as 2222.
+func container(t *testing.T, pair fwtest.Pair) (inner string) {
+	t.Helper()
+	inner = pair.VM + "c"
 	t.Cleanup(func() { exec.Command("ip", "netns", "del", inner).Run() })
 	script := strings.NewReplacer("VM", pair.VM, "IN", inner, "OUT", pair.Outside).Replace(`
 ip netns add IN
@@ -653,6 +670,15 @@ ip netns exec VM nft 'add table ip nat; add chain ip nat pre { type nat hook pre
 	if out, err := exec.Command("sh", "-ec", script).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	return inner
+}
+
+// What is not addressed to a guarded port of this host passes: its own
+// connections, loopback, and traffic it forwards. A published container port
+// does not: its packets meet the guard before their destination is rewritten.
+func TestNeighboursOfTheGuard(t *testing.T) {
+	pair := fwtest.NewPair(t)
+	inner := container(t, pair)
 	for _, l := range []struct{ namespace, address string }{
 		{inner, "172.30.0.2:22"}, {pair.VM, "192.168.99.1:22"}, {pair.Outside, "192.168.99.2:22"},
 	} {

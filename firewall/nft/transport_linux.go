@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -210,6 +211,47 @@ func (t *transport) read(typ netlink.HeaderType, request []byte, f func(data []b
 		err = errInterrupted
 	}
 	return err
+}
+
+// atOnce bounds the requests of one sendto: their answers have to fit into
+// the socket's buffer.
+const atOnce = 1000
+
+// each sends requests that the kernel carries out one by one, and returns how
+// many it did. What is gone by then is no error; after any other the rest is
+// tried all the same, and the first is returned.
+func (t *transport) each(typ netlink.HeaderType, requests [][]byte) (done int, err error) {
+	for some := range slices.Chunk(requests, atOnce) {
+		if err := t.drain(); err != nil {
+			return done, err
+		}
+		t.out = t.out[:0]
+		for _, r := range some {
+			t.put(typ, netlink.Request|netlink.Acknowledge, r)
+		}
+		last := t.seq
+		if err := t.send(); err != nil {
+			return done, err
+		}
+		failed := t.receive(func(h unix.NlMsghdr, data []byte) (bool, error) {
+			if h.Type != unix.NLMSG_ERROR {
+				return true, nil
+			}
+			switch errno, broken := errorOf(data); {
+			case broken != nil:
+				return false, broken
+			case errno == 0:
+				done++
+			case errno != unix.ENOENT && err == nil:
+				err = errno
+			}
+			return h.Seq != last, nil
+		})
+		if failed != nil {
+			return done, failed
+		}
+	}
+	return done, err
 }
 
 // receive hands every queued message to f until f says it was the last one
