@@ -5,5 +5,13 @@ import (
 	"github.com/jitgate/jitgate/firewall/nft"
 )
 
-// OpenBackend opens this host's firewall.
-func OpenBackend() (firewall.Backend, error) { return nft.Open(BootNow) }
+// OpenBackend opens this host's firewall. warn is told what failed although
+// the guard stands; nil drops it.
+func OpenBackend(warn func(error)) (firewall.Backend, error) {
+	b, err := nft.Open(BootNow)
+	if err != nil {
+		return nil, err
+	}
+	b.Warn = warn
+	return b, nil
+}

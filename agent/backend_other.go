@@ -11,6 +11,6 @@ import (
 )
 
 // OpenBackend opens this host's firewall.
-func OpenBackend() (firewall.Backend, error) {
+func OpenBackend(func(error)) (firewall.Backend, error) {
 	return nil, fmt.Errorf("no firewall backend for %s: %w", runtime.GOOS, errors.ErrUnsupported)
 }

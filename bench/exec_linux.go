@@ -152,7 +152,7 @@ func newDirect(openings int) (*direct, error) {
 		p.Open = append(p.Open, d.change(i))
 	}
 	err = w.do(func() (err error) {
-		if d.backend, err = agent.OpenBackend(); err != nil {
+		if d.backend, err = agent.OpenBackend(nil); err != nil {
 			return err
 		}
 		return d.backend.Apply(context.Background(), p)

@@ -60,7 +60,8 @@ func openAgent(c *cobra.Command, config, level string) (*agent.Agent, error) {
 	if hclog.LevelFromString(level) == hclog.NoLevel {
 		return nil, usagef("--log-level %q is not error, warn, info or debug", level)
 	}
-	backend, err := agent.OpenBackend()
+	log := hclog.New(&hclog.LoggerOptions{Name: "jitgate", Level: hclog.LevelFromString(level), Output: c.ErrOrStderr()})
+	backend, err := agent.OpenBackend(func(err error) { log.Warn("the guard stands, but not all is as it should be", "error", err) })
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +69,7 @@ func openAgent(c *cobra.Command, config, level string) (*agent.Agent, error) {
 		Settings: settings,
 		Backend:  backend,
 		Audit:    audit.NewFile(filepath.Join(settings.StateDir, "audit")),
-		Log:      hclog.New(&hclog.LoggerOptions{Name: "jitgate", Level: hclog.LevelFromString(level), Output: c.ErrOrStderr()}),
+		Log:      log,
 		Clock:    agent.SystemClock(),
 		Built:    builtTime(),
 	}, nil
