@@ -3,7 +3,9 @@
 package e2e_test
 
 import (
+	"errors"
 	"net"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -65,6 +67,13 @@ func (s session) answers(within time.Duration) bool {
 	return err == nil && n > 0
 }
 
+// isReset reports whether the session is reset in time, with nothing sent.
+func (s session) isReset(within time.Duration) bool {
+	s.SetDeadline(time.Now().Add(within))
+	_, err := s.Read(make([]byte, 64))
+	return errors.Is(err, syscall.ECONNRESET)
+}
+
 // What becomes of a session when its grant is over: sessionsAtEnd says it for
 // the grant that ends on time, a revoked one always cuts.
 func TestSessionsAtEnd(t *testing.T) {
@@ -92,6 +101,9 @@ func TestSessionsAtEnd(t *testing.T) {
 				h.allow(2)
 			}
 			h.closes(patience, ways("22/tcp", alice4))
+			if !c.survives && !s.isReset(patience) {
+				t.Error("the client is not told that its session is over")
+			}
 			if survives := s.answers(time.Second); survives != c.survives {
 				t.Errorf("the session answers: %t, want %t", survives, c.survives)
 			}
