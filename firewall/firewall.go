@@ -116,7 +116,13 @@ type Ruleset struct {
 }
 
 // Drops reports whether the guard drops for good.
-func (r Ruleset) Drops() bool { return len(r.Ports) > 0 && !r.Observe && r.Trial == 0 }
+func (r Ruleset) Drops() bool { return r.DropsAt(Never) }
+
+// DropsAt reports whether the guard drops at t: whether it does not observe,
+// and is on no trial that is over by then.
+func (r Ruleset) DropsAt(t BootTime) bool {
+	return len(r.Ports) > 0 && !r.Observe && (r.Trial == 0 || t < r.Trial)
+}
 
 // Observed is what a Backend found on the platform.
 type Observed struct {

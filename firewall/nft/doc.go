@@ -18,8 +18,8 @@
 //	                 th dport 5985-5986 goto guard; th dport 22 goto guard }
 //	  chain keep   { ip saddr . meta l4proto . th dport @r4_32 goto guard
 //	                 ct state established accept; goto guard }
-//	  chain reply  { ct state established ct direction reply accept; goto guard }  # cut ports the
-//	                                           # host may take for connections of its own
+//	  chain reply  { ct state established ct direction reply accept; goto guard }
+//	  chain reply_keep { … goto keep }         # ports the host may take for connections of its own
 //	  chain guard  { iif lo accept
 //	                 fib daddr type unicast fib daddr . iif type unicast accept
 //	                 goto admit }

@@ -60,28 +60,31 @@ type stage struct {
 	base   *nftables.Chain // picks the packets to guarded ports
 	others *nftables.Chain // the same for transports beside TCP and UDP
 	keep   *nftables.Chain // ports whose sessions are kept
-	reply  *nftables.Chain // ports whose sessions are cut and that the host may take for its own
-	guard  *nftables.Chain // everything else, and what those two do not let pass
+	guard  *nftables.Chain // ports whose sessions are cut, and what keep does not let pass
+	// The same two for ports the host may take for connections of its own.
+	replyKeep, reply *nftables.Chain
 }
 
 func newStage(prefix string, base *nftables.Chain) stage {
 	chain := func(name string) *nftables.Chain { return &nftables.Chain{Table: table, Name: prefix + name} }
-	return stage{base: base, others: chain("others"), keep: chain("keep"), reply: chain("reply"), guard: chain("guard")}
+	return stage{base: base, others: chain("others"), keep: chain("keep"), guard: chain("guard"), replyKeep: chain("reply_keep"), reply: chain("reply")}
 }
 
 func (s stage) chains() []*nftables.Chain {
-	return []*nftables.Chain{s.guard, s.reply, s.keep, s.others, s.base}
+	return []*nftables.Chain{s.guard, s.keep, s.reply, s.replyKeep, s.others, s.base}
 }
 
 // target is where packets to a guarded port go.
 func (s stage) target(p firewall.Port, own portRange) *nftables.Chain {
-	switch {
-	case !p.Cut:
-		return s.keep
-	case own.mayBe(p):
+	switch mayBe := own.mayBe(p); {
+	case p.Cut && mayBe:
 		return s.reply
+	case p.Cut:
+		return s.guard
+	case mayBe:
+		return s.replyKeep
 	}
-	return s.guard
+	return s.keep
 }
 
 // setID names the set for sources of one family and prefix length.
@@ -271,10 +274,13 @@ func rules(r firewall.Ruleset, sets map[setID]*nftables.Set, own portRange) map[
 		add(s.keep, "", jump(s.guard))
 
 		// Answers to the host's own connections may come to a guarded port where
-		// that is one of those the host takes for itself. Elsewhere nobody but a
-		// client speaks to it, and the less is accepted the better.
+		// that is one of those the host takes for itself, also from a source
+		// whose grant was taken back. Elsewhere nobody but a client speaks to it,
+		// and the less is accepted the better.
 		add(s.reply, "", established(), answer(), verdict(expr.VerdictAccept))
 		add(s.reply, "", jump(s.guard))
+		add(s.replyKeep, "", established(), answer(), verdict(expr.VerdictAccept))
+		add(s.replyKeep, "", jump(s.keep))
 		add(s.guard, "", loopback(), verdict(expr.VerdictAccept))
 	}
 	add(prerouting.guard, "", forwarded(), verdict(expr.VerdictAccept))

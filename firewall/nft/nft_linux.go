@@ -113,7 +113,7 @@ func (b *Backend) Observe(context.Context) (firewall.Observed, error) {
 	}
 	b.openings = maps.Clone(o.Openings)
 	if o.Intact {
-		b.cut(ranOut, o.Ports, o.Observe, now)
+		b.cut(ranOut, o.Ports, o.DropsAt(now), now)
 	}
 	return o, nil
 }
@@ -121,9 +121,9 @@ func (b *Backend) Observe(context.Context) (firewall.Observed, error) {
 // cut ends the sessions of closed openings, where they end, after the table
 // has begun to drop their packets. A failure leaves sessions that hang until
 // their ends give up, and the guard as it should be.
-func (b *Backend) cut(closings []firewall.Closing, ports []firewall.Port, observe bool, now firewall.BootTime) {
-	if observe {
-		return // nothing is dropped
+func (b *Backend) cut(closings []firewall.Closing, ports []firewall.Port, drops bool, now firewall.BootTime) {
+	if !drops {
+		return
 	}
 	open := index{doors: b.openings, now: now}
 	for id := range b.sets {
@@ -265,7 +265,7 @@ func (b *Backend) Apply(ctx context.Context, p firewall.Plan) error {
 	for _, c := range p.Open {
 		b.openings[c.Door] = c.End
 	}
-	b.cut(p.Close, p.Ports, p.Observe, now)
+	b.cut(p.Close, p.Ports, firewall.Ruleset{Ports: p.Ports, Observe: p.Observe, Trial: p.Trial}.DropsAt(now), now)
 	if !wroteRules {
 		return nil
 	}

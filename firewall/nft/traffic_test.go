@@ -738,9 +738,16 @@ func TestNeighboursOfTheGuard(t *testing.T) {
 	}
 }
 
-// A host whose own connections leave from guarded ports gets its answers, and
-// the sessions of clients are cut all the same.
+// A host whose own connections leave from guarded ports gets its answers, also
+// from a source whose grant for such a port was taken back, and the sessions
+// of clients are cut all the same.
 func TestHostsOwnConnections(t *testing.T) {
+	for _, atEnd := range []string{" cut", ""} {
+		t.Run("guarded"+atEnd, func(t *testing.T) { hostsOwnConnections(t, atEnd) })
+	}
+}
+
+func hostsOwnConnections(t *testing.T, atEnd string) {
 	pair := fwtest.NewPair(t)
 	fwtest.In(t, pair.Outside, func() {
 		for _, address := range []string{fwtest.Outside4, fwtest.Outside6} {
@@ -754,37 +761,56 @@ func TestHostsOwnConnections(t *testing.T) {
 	})
 	client := net.JoinHostPort(fwtest.VM4, "40000")
 	echo(t, pair, client)
-	ports := fwtest.Ports(t, "1024-65535/tcp cut", "1024-65535/udp cut")
-	open4 := map[firewall.Door]firewall.End{fwtest.Door(t, fwtest.Outside4+"/32", "40000/tcp"): {Until: bootNow().Add(time.Hour)}}
+	// The range the host takes ports from, and those programs insist on.
+	ports := fwtest.Ports(t, "1024-65535/tcp"+atEnd, "1024-65535/udp"+atEnd, "600-700/tcp"+atEnd, "123/udp"+atEnd)
+	openings := map[firewall.Door]firewall.End{}
+	for _, port := range []string{"40000/tcp", "40001/tcp", "40001/udp", "650/tcp", "123/udp"} {
+		for _, source := range []string{fwtest.Outside4 + "/32", fwtest.Outside6 + "/128"} {
+			openings[fwtest.Door(t, source, port)] = firewall.End{Until: bootNow().Add(time.Hour)}
+		}
+	}
 	var b *nft.Backend
-	fwtest.In(t, pair.VM, func() { b = open(t); apply(t, b, firewall.Ruleset{Ports: ports, Openings: open4}) })
+	fwtest.In(t, pair.VM, func() { b = open(t); apply(t, b, firewall.Ruleset{Ports: ports, Openings: openings}) })
 	session := dial(t, pair, client)
 	speaks(t, session, "a granted session carries nothing")
 	fwtest.In(t, pair.VM, func() { apply(t, b, firewall.Ruleset{Ports: ports}) })
 	if alive(t, session) {
-		t.Error("the cut session goes on")
+		t.Error("the session goes on though its grant was taken back")
 	}
 	fwtest.In(t, pair.VM, func() {
 		for _, address := range []string{fwtest.Outside4, fwtest.Outside6} {
-			c, err := net.DialTimeout("tcp", net.JoinHostPort(address, "443"), 5*time.Second)
-			if err != nil {
-				t.Errorf("the host's own connection: %v", err)
-				continue
+			for _, from := range []int{0, 40001, 650} {
+				d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: own(address), Port: from}}
+				c, err := d.Dial("tcp", net.JoinHostPort(address, "443"))
+				if err != nil {
+					t.Errorf("the host's own connection from port %d: %v", from, err)
+					continue
+				}
+				c.Close()
 			}
-			c.Close()
-			u, err := net.Dial("udp", net.JoinHostPort(address, "53"))
-			if err != nil {
-				t.Fatal(err)
+			for _, from := range []int{0, 40001, 123} {
+				u, err := net.DialUDP("udp", &net.UDPAddr{IP: own(address), Port: from}, &net.UDPAddr{IP: net.ParseIP(address), Port: 53})
+				if err != nil {
+					t.Fatal(err)
+				}
+				u.SetDeadline(time.Now().Add(5 * time.Second))
+				u.Write([]byte("?"))
+				if _, err := u.Read(make([]byte, 1)); err != nil {
+					t.Errorf("the answer to the host's own question from port %d: %v", from, err)
+				}
+				u.Close()
 			}
-			u.SetDeadline(time.Now().Add(5 * time.Second))
-			u.Write([]byte("?"))
-			if _, err := u.Read(make([]byte, 1)); err != nil {
-				t.Errorf("the answer to the host's own question: %v", err)
-			}
-			u.Close()
 		}
 	})
 	refused(t, pair, client)
+}
+
+// own is the VM's address of the family of the other's.
+func own(other string) net.IP {
+	if strings.Contains(other, ":") {
+		return net.ParseIP(fwtest.VM6)
+	}
+	return net.ParseIP(fwtest.VM4)
 }
 
 // Broadcast and multicast datagrams to a guarded port are dropped too.

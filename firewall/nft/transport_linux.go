@@ -58,7 +58,15 @@ func (t *transport) setUp() error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(t.fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1))
 }
 
-func (t *transport) close() error { return unix.Close(t.fd) }
+// close closes the socket, once: the number may be another file's by the time
+// it is called again.
+func (t *transport) close() error {
+	fd := t.fd
+	if t.fd = -1; fd < 0 {
+		return nil
+	}
+	return unix.Close(fd)
+}
 
 // put appends one message to the buffer that send sends.
 func (t *transport) put(typ netlink.HeaderType, flags netlink.HeaderFlags, data []byte) {
