@@ -314,8 +314,7 @@ func TestArmingAdmitsItsOwnSession(t *testing.T) {
 	}
 	// Confirmed, the session stays admitted for the time that was said, and no
 	// longer.
-	ssh(alice4, fmt.Sprintf("%s arm --confirm-within %s --config %s", h.program, armFor, h.config()))
-	ssh(alice4, h.program+" arm confirm --config "+h.config())
+	ssh(alice4, fmt.Sprintf("%[1]s arm --confirm-within %[2]s --config %[3]s && %[1]s arm confirm --config %[3]s", h.program, armFor, h.config()))
 	h.isOpen(ways("22/tcp", alice4))
 	h.closes(armFor+patience, ways("22/tcp", alice4))
 }

@@ -321,6 +321,10 @@ type event struct {
 	Code     string    `json:"code"`
 	Torn     string    `json:"torn"`
 	By       string    `json:"requestor"`
+
+	Process   string `json:"process"`
+	PID       int    `json:"pid"`
+	ExposedMS int64  `json:"exposedMs"`
 }
 
 // audit reads the record and verifies its chain: each line says the digest of

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,13 +22,24 @@ type monitor struct {
 	changes chan firewall.Alteration
 }
 
+// monitorBuffer holds the events of some 100,000 changes.
+const monitorBuffer = 8 << 20
+
 // newMonitor listens for changes that do not come from the socket own.
 func newMonitor(own uint32, now func() firewall.BootTime) (*monitor, error) {
+	m, err := listen(own, now, monitorBuffer)
+	if err == nil {
+		go m.run()
+	}
+	return m, err
+}
+
+func listen(own uint32, now func() firewall.BootTime, buffer int) (*monitor, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20); err != nil {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer); err != nil {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("setsockopt", err)
 	}
@@ -35,24 +47,30 @@ func newMonitor(own uint32, now func() firewall.BootTime) (*monitor, error) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("bind", err)
 	}
-	m := &monitor{file: os.NewFile(uintptr(fd), "nftables monitor"), own: own, now: now, changes: make(chan firewall.Alteration, 1)}
-	go m.run()
-	return m, nil
+	return &monitor{file: os.NewFile(uintptr(fd), "nftables monitor"), own: own, now: now, changes: make(chan firewall.Alteration, 1)}, nil
 }
+
+// again is how long the monitor waits after an error it does not know.
+const again = time.Second
 
 func (m *monitor) run() {
 	buffer := make([]byte, 64<<10)
 	var t transaction
 	for {
 		n, err := m.file.Read(buffer)
-		if errors.Is(err, unix.ENOBUFS) {
-			// The queue ran over: what was lost may have been about us.
+		switch {
+		case errors.Is(err, os.ErrClosed):
+			return
+		case err != nil:
+			// The queue ran over, mostly (ENOBUFS): what was lost may have been
+			// about us, and only a look at the whole table tells. The socket
+			// goes on, and what is queued still counts.
 			t = transaction{}
 			m.tell(firewall.Alteration{At: m.now()})
+			if !errors.Is(err, unix.ENOBUFS) {
+				time.Sleep(again)
+			}
 			continue
-		}
-		if err != nil {
-			return // closed
 		}
 		for _, by := range t.read(buffer[:n], m.own) {
 			by.At = m.now()

@@ -4,13 +4,17 @@ package nft
 
 import (
 	"encoding/binary"
+	"os/exec"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/jitgate/jitgate/firewall"
+	"github.com/jitgate/jitgate/firewall/fwtest"
 )
 
 // event is a message as the kernel multicasts it.
@@ -82,4 +86,56 @@ func FuzzTransaction(f *testing.F) {
 			t.Error("a message cut short is no change")
 		}
 	})
+}
+
+// A queue that runs over is told as a change, and what comes after it is
+// heard.
+func TestMonitorOverflow(t *testing.T) {
+	fwtest.Isolate(t)
+	m, err := listen(0, func() firewall.BootTime { return 1 }, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	run := func(script string) {
+		t.Helper()
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(script)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	// Nobody reads yet. What a stranger does to our table is lost.
+	flood := "add table inet other\nadd chain inet other c\n"
+	for range 5000 {
+		flood += "add rule inet other c accept\n"
+	}
+	run(flood)
+	run("add table inet jitgate")
+	go m.run()
+	heard := func() firewall.Alteration {
+		t.Helper()
+		select {
+		case by := <-m.changes:
+			return by
+		case <-time.After(10 * time.Second):
+			t.Fatal("the monitor does not tell")
+			return firewall.Alteration{}
+		}
+	}
+	if by := heard(); by.PID != 0 || by.At != 1 {
+		t.Errorf("of what was lost: %+v", by)
+	}
+	for {
+		select {
+		case <-m.changes:
+			continue
+		case <-time.After(200 * time.Millisecond):
+		}
+		break
+	}
+	run("delete table inet jitgate")
+	if by := heard(); by.Process != "nft" || by.PID == 0 {
+		t.Errorf("after it: %+v", by)
+	}
 }
