@@ -41,6 +41,7 @@ need() { # COMMAND PACKAGE
 	command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || want="$want $2"
 }
 need nft nftables
+need mmdebstrap mmdebstrap
 need ip iproute2
 need sshd openssh-server
 need ssh openssh-client
