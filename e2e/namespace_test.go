@@ -142,13 +142,12 @@ func ways(port string, sources ...string) []way {
 // TCP sends its SYN again: one knock is one packet.
 const answerTime = 300 * time.Millisecond
 
-// knock reports whether a packet gets through the guard: the vm then answers,
-// if only that nobody listens.
-func (n *namespace) knock(w way, wait time.Duration) (open bool, err error) {
+// call sends the first packet on a way. The caller closes the socket.
+func (n *namespace) call(w way) (fd int, err error) {
 	number, protocol, _ := strings.Cut(w.port, "/")
 	var port int
 	if _, err := fmt.Sscan(number, &port); err != nil {
-		return false, err
+		return -1, err
 	}
 	source, target := netip.MustParseAddr(w.source), netip.MustParseAddr(vm4)
 	family := unix.AF_INET
@@ -159,24 +158,38 @@ func (n *namespace) knock(w way, wait time.Duration) (open bool, err error) {
 	if protocol == "udp" {
 		kind = unix.SOCK_DGRAM
 	}
-	var fd int
 	n.do(func() { fd, err = unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0) })
 	if err != nil {
-		return false, os.NewSyscallError("socket", err)
+		return -1, os.NewSyscallError("socket", err)
+	}
+	err = os.NewSyscallError("bind", unix.Bind(fd, sockaddr(source, 0)))
+	if err == nil {
+		if err = os.NewSyscallError("connect", unix.Connect(fd, sockaddr(target, port))); errors.Is(err, unix.EINPROGRESS) {
+			err = nil
+		}
+	}
+	if err == nil && kind == unix.SOCK_DGRAM {
+		_, err = unix.Write(fd, []byte("knock"))
+		err = os.NewSyscallError("write", err)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// knock reports whether a packet gets through the guard: the vm then answers,
+// if only that nobody listens.
+func (n *namespace) knock(w way, wait time.Duration) (open bool, err error) {
+	fd, err := n.call(w)
+	if err != nil {
+		return false, err
 	}
 	defer unix.Close(fd)
-	if err := unix.Bind(fd, sockaddr(source, 0)); err != nil {
-		return false, os.NewSyscallError("bind", err)
-	}
-	if err := unix.Connect(fd, sockaddr(target, port)); err != nil && err != unix.EINPROGRESS {
-		return false, os.NewSyscallError("connect", err)
-	}
 	ready := int16(unix.POLLOUT)
-	if kind == unix.SOCK_DGRAM {
+	if strings.HasSuffix(w.port, "/udp") {
 		ready = unix.POLLIN
-		if _, err := unix.Write(fd, []byte("knock")); err != nil {
-			return false, os.NewSyscallError("write", err)
-		}
 	}
 	answered, err := poll(fd, ready, wait)
 	if err != nil || !answered {
