@@ -328,10 +328,18 @@ func (n neighbour) sideBySide(m *machine) {
 			m.t.Fatalf("after %s %s says\n%s\nand before\n%s", after, n.name, now, state)
 		}
 	}
+	// Where a guard has no owner, who flushes the ruleset takes it along, and
+	// it comes back a moment later.
+	mended := func() {
+		if ours && m.status().others() {
+			m.meet("", ways("22/tcp", bob4, bob6), ways("2222/tcp", bob4, bob6))
+		}
+	}
 	all := func() {
 		m.t.Helper()
 		for _, a := range n.again {
 			a.do(m)
+			mended()
 			m.t.Logf("after its %s, guard %t", a.name, ours)
 			is()
 		}
@@ -369,9 +377,11 @@ func (n neighbour) sideBySide(m *machine) {
 	// We first.
 	n.stop(m)
 	theirs = false
+	mended()
 	is()
 	n.start(m)
 	theirs = true
+	mended()
 	is()
 	same("its arrival")
 	all()
@@ -433,6 +443,40 @@ func TestReloadsOfNftables(t *testing.T) {
 	m.start()
 	m.isClosed(ways("22/tcp", bob4))
 	m.isOpen(ways("22/tcp", alice4))
+}
+
+// Who saves the whole ruleset as /etc/nftables.conf saves our table along. The
+// running agent does not let it be loaded; with no agent it can be, and brings
+// back what was open then, until an agent starts.
+func TestSavedRuleset(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.write("/etc/nftables.conf", m.read("nftables.conf"))
+	nftablesService(m)
+	m.arrive()
+	m.isOpen(ways("22/tcp", alice4, alice6))
+	before := m.run("nft", "-s", "list", "table", "inet", "filter")
+	m.write("/etc/nftables.conf", "flush ruleset\n"+m.run("nft", "list", "ruleset"))
+	m.allow(2)
+	m.isClosed(ways("22/tcp", alice4, alice6, bob4, bob6))
+
+	out, err := m.try("nft", "-f", "/etc/nftables.conf")
+	if m.status().others() {
+		m.closes(2*time.Second, ways("22/tcp", alice4, alice6, bob4, bob6))
+	} else if err == nil || !strings.Contains(out, "Operation not permitted") {
+		t.Errorf("nft -f loads our table: %v %s", err, out)
+	}
+	m.isClosed(ways("22/tcp", alice4, alice6, bob4, bob6))
+	if now := m.run("nft", "-s", "list", "table", "inet", "filter"); now != before {
+		t.Errorf("their table was\n%s\nand is\n%s", before, now)
+	}
+
+	m.kill()
+	nftablesService(m)
+	m.isOpen(ways("22/tcp", alice4, alice6))
+	m.isClosed(ways("22/tcp", bob4, bob6))
+	m.start()
+	m.isClosed(ways("22/tcp", alice4, alice6, bob4, bob6))
 }
 
 // machine is a host on which the neighbours' real programs run, in a root
