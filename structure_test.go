@@ -28,12 +28,13 @@ const module = "github.com/jitgate/jitgate"
 // module, by path below it. A new package is given its place here.
 var mayImport = map[string][]string{
 	"":                {"cli"},
-	"cli":             {"agent", "audit", "client", "fetch", "firewall", "policy"},
+	"cli":             {"agent", "audit", "client", "doctor", "fetch", "firewall", "policy"},
 	"agent":           {"audit", "firewall", "firewall/nft", "firewall/winfw", "policy"},
 	"fetch":           {"policy"},
 	"client":          {"policy"},
 	"policy":          {},
 	"audit":           {},
+	"doctor":          {"firewall"},
 	"firewall":        {},
 	"firewall/nft":    {"firewall"},
 	"firewall/winfw":  {"firewall"},
