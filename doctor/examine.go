@@ -226,37 +226,45 @@ func (e *examination) documents() {
 	}
 	var newest time.Time
 	var names []string
-	good := true
+	over := false
 	for _, d := range a.Documents {
 		if d.Issued.After(newest) {
 			newest = d.Issued
 		}
+		// Lists of grants are short-lived, and a host may well be without one.
+		lasting := d.Name != "grants"
 		left := d.Expires.Sub(e.Now)
 		renew := fmt.Sprintf("Sign a newer %s and deliver it to the inbox.", document(d.Name))
+		again := "Mend what the refusal says, sign it again and deliver it: `jitgate verify` checks it first."
 		switch {
 		case d.Refusal != "" && d.Version == 0:
-			e.add(Problem, DocumentRefused, fmt.Sprintf("The delivered %s is refused, and none is in force.", document(d.Name)), d.Refusal, "Mend what the refusal says, sign it again and deliver it: `jitgate verify` checks it first.")
+			e.add(Problem, DocumentRefused, fmt.Sprintf("The delivered %s is refused, and none is in force.", document(d.Name)), d.Refusal, again)
 		case d.Refusal != "":
-			e.add(Warning, DocumentRefused, fmt.Sprintf("The delivered %s is refused; version %d stays in force.", document(d.Name), d.Version), d.Refusal, "Mend what the refusal says, sign it again and deliver it: `jitgate verify` checks it first.")
+			e.add(Warning, DocumentRefused, fmt.Sprintf("The delivered %s is refused; version %d stays in force.", document(d.Name), d.Version), d.Refusal, again)
 		}
+		if d.Version == 0 {
+			continue
+		}
+		end := d.Expires.Format(time.RFC3339)
 		switch {
-		case d.Version == 0:
-			good = false
+		case left <= 0 && lasting:
+			over = true
+			e.add(Problem, DocumentExpired, fmt.Sprintf("The %s expired at %s: nothing opens under it.", document(d.Name), end), "", renew)
 		case left <= 0:
-			good = false
-			e.add(Problem, DocumentExpired, fmt.Sprintf("The %s expired at %s: nothing opens under it.", document(d.Name), d.Expires.Format(time.RFC3339)), "", renew)
-		case left < soon:
-			e.add(Warning, DocumentExpiresSoon, fmt.Sprintf("The %s expires at %s, within 14 days; from then on nothing opens under it.", document(d.Name), d.Expires.Format(time.RFC3339)), "", renew)
+			e.add(Note, DocumentExpired, fmt.Sprintf("The %s expired at %s: its grants open nothing any more.", document(d.Name), end), "", renew)
+		case left < soon && lasting:
+			e.add(Warning, DocumentExpiresSoon, fmt.Sprintf("The %s expires at %s, within 14 days; from then on nothing opens under it.", document(d.Name), end), "", renew)
 		}
 		names = append(names, fmt.Sprintf("%s version %d", d.Name, d.Version))
 	}
 	switch behind := newest.Sub(e.Now); {
 	case behind > skew:
 		e.add(Problem, ClockBehind, fmt.Sprintf("The clock is %s behind a signed time: nothing new opens.", behind.Round(time.Second)), "", "Set the clock right: `timedatectl set-ntp true`")
+	case over: // said already
 	case a.Blocked != "":
 		e.add(Problem, NothingMayOpen, "Nothing may open now.", a.Blocked, "Deliver what its sentence says is missing or over to the inbox: `jitgate status` shows each document.")
-	case good:
-		e.add(OK, DocumentsInForce, "Trust, policy and grants are in force.", strings.Join(names, ", "), nothing)
+	default:
+		e.add(OK, DocumentsInForce, "Trust and policy are in force: grants may open.", strings.Join(names, ", "), nothing)
 	}
 }
 

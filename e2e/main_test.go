@@ -17,6 +17,9 @@ import (
 var programs string
 
 func TestMain(m *testing.M) {
+	if addresses := os.Getenv(listenOn); addresses != "" {
+		listenForever(addresses)
+	}
 	flag.Parse()
 	chosen := false
 	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
