@@ -198,6 +198,7 @@ func TestExamine(t *testing.T) {
 			[]want{{Problem, GrantShadowed, "policy drop"}}},
 		"jumps in a circle": {with(table("inet", "filter", input(jump("input")))), nil},
 		"invalid dropped":   {with(table("inet", "filter", input(rule(Drop, eq(FieldState, StateInvalid))))), nil},
+		"new ones accepted": {with(table("inet", "filter", dropping(input(rule(Accept, eq(FieldState, StateEstablished, StateNew)))))), nil},
 		"rewritten only":    {with(table("inet", "filter", dropping(input(rule(Accept, eq(FieldStatus, 32)))))), []want{{Problem, GrantShadowed, ""}}},
 		"not to this host":  {with(table("inet", "filter", input(rule(Drop, eq(FieldDest, 3, 5))))), nil},
 		"asleep":            {with(Table{Family: "inet", Name: "old", Dormant: true, Chains: []Chain{dropping(input())}}), []want{{Note, TableDormant, "inet old"}}},

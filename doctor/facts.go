@@ -169,7 +169,7 @@ const (
 	FieldFamily Field = "family"   // 4 or 6
 	FieldProto  Field = "protocol" // IP protocol number
 	FieldPort   Field = "port"     // destination port
-	FieldState  Field = "state"    // any of the bits of Values[0].First
+	FieldState  Field = "state"    // any of the bits of any First
 	FieldStatus Field = "status"   // of the connection: rewritten, confirmed, …
 	FieldInput  Field = "input"    // 1: from this host itself
 	FieldDest   Field = "dest"     // kind of the destination, RTN_*

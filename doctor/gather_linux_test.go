@@ -96,6 +96,7 @@ func TestReadsRules(t *testing.T) {
 		"ip protocol tcp tcp dport 22 drop":                      "family=4 protocol=6 port=22 drop",
 		"meta nfproto ipv6 drop":                                 "family=6 drop",
 		"ct state established,related accept":                    "state=6 accept",
+		"tcp dport 22 ct state { new, untracked } accept":        "protocol=6 port=22 state=8,64 accept",
 		"ct state new drop":                                      "state=8 drop",
 		"ct state invalid drop":                                  "state=1 drop",
 		"ct state vmap { established : accept, invalid : drop }": "state=1 drop|state=2 accept",

@@ -220,7 +220,7 @@ func (m Match) holds(p packet) truth {
 		}
 		return no // a new connection has none yet
 	case FieldState:
-		in := len(m.Values) > 0 && m.Values[0].First&StateNew != 0
+		in := slices.ContainsFunc(m.Values, func(r Range) bool { return r.First&StateNew != 0 })
 		if in != m.Not {
 			return yes
 		}
