@@ -188,6 +188,18 @@ func TestExamine(t *testing.T) {
 		"bridge":           {with(table("bridge", "filter", dropping(input()))), []want{{Warning, GrantShadowed, "table bridge filter"}}},
 		"ingress": {with(table("netdev", "edge", Chain{Name: "in", Hook: "ingress", Type: "filter", Devices: []string{"eth0"}, Rules: []Rule{rule(Drop, eq(FieldFamily, 4), tcp, port(22, 22))}})),
 			[]want{{Problem, GrantShadowed, "22/tcp (IPv4): table netdev edge chain in (ingress eth0, priority 0)"}}},
+		"the family nobody serves": {func(f *Facts) {
+			f.Listeners = []Listener{listener("sshd", "0.0.0.0", 22)}
+			with(table("ip6", "filter", dropping(input())))(f)
+		}, nil},
+		"one address": {func(f *Facts) {
+			f.Listeners = []Listener{listener("sshd", "fd00::1", 22)}
+			with(table("ip", "filter", dropping(input())))(f)
+		}, nil},
+		"both by one listener": {func(f *Facts) {
+			f.Listeners = []Listener{listener("sshd", "::", 22)}
+			with(table("ip", "filter", dropping(input())))(f)
+		}, []want{{Problem, GrantShadowed, "table ip filter"}}},
 		"one family": {with(table("ip6", "filter", dropping(input()))), []want{{Problem, GrantShadowed, "table ip6 filter"}}},
 		"for some":   {with(table("inet", "filter", dropping(input(rule(Accept, unknown, tcp, port(22, 22)))))), []want{{Warning, GrantShadowedForSome, "22/tcp"}}},
 		"a queue":    {with(table("inet", "ids", input(rule(Queue)))), []want{{Warning, GrantShadowedForSome, "22/tcp"}}},

@@ -3,6 +3,7 @@ package doctor
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -162,8 +163,8 @@ func isGuarded(ports []firewall.Port, protocol firewall.Protocol, n uint16) bool
 // port that is guarded for both protocols and serves one is asked for that.
 func guardedPackets(f Facts) []packet {
 	var out []packet
-	add := func(protocol firewall.Protocol, port uint16) {
-		for _, family := range []uint32{4, 6} {
+	add := func(protocol firewall.Protocol, port uint16, families ...uint32) {
+		for _, family := range families {
 			if p := (packet{family, protocol, port}); !slices.Contains(out, p) {
 				out = append(out, p)
 			}
@@ -176,18 +177,30 @@ func guardedPackets(f Facts) []packet {
 			if p.First <= l.Port && l.Port <= p.Last && !l.Address.IsLoopback() {
 				found = true
 				if l.Protocol == p.Protocol {
-					add(p.Protocol, l.Port)
+					add(p.Protocol, l.Port, l.families()...)
 				}
 			}
 		}
 		if !found && (p.Protocol == firewall.TCP || !isGuarded(ports, firewall.TCP, p.First)) {
-			add(p.Protocol, p.First)
+			add(p.Protocol, p.First, 4, 6)
 		}
 	}
 	slices.SortFunc(out, func(a, b packet) int {
 		return cmp.Or(cmp.Compare(a.port, b.port), cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.family, b.family))
 	})
 	return out
+}
+
+// families are those whose packets reach a listener: the unspecified address
+// of IPv6 takes both, unless the program asked otherwise.
+func (l Listener) families() []uint32 {
+	switch {
+	case l.Address.Is4():
+		return []uint32{4}
+	case l.Address == netip.IPv6Unspecified():
+		return []uint32{4, 6}
+	}
+	return []uint32{6}
 }
 
 // truth is whether a match holds for a packet.
