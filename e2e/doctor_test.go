@@ -138,6 +138,7 @@ func (h *host) serve(name string, addresses ...string) {
 // consulted makes a guarding host with an sshd, and nothing wrong.
 func consulted(t *testing.T) *host {
 	t.Helper()
+	privileged(t, "iptables-nft", "sysctl")
 	h := guarding(t, port(22, "TCP"))
 	h.allow(1, grant("g1", 22, 30*time.Minute, alice4+"/32"))
 	h.serve("sshd", ":22")

@@ -50,15 +50,16 @@ func build(name, ldflags string) (string, error) {
 	return path, nil
 }
 
-// privileged skips a test that cannot run here. Where tests must run, in CI,
+// privileged skips a test that cannot run here, for want of root or of a
+// tool. Where tests must run, in CI,
 // that is a failure.
-func privileged(t *testing.T) {
+func privileged(t *testing.T, more ...string) {
 	t.Helper()
 	why := ""
 	if os.Geteuid() != 0 {
 		why = "network namespaces need root"
 	}
-	for _, tool := range []string{"ip", "nft", "sh", "jq", "openssl"} {
+	for _, tool := range append([]string{"ip", "nft", "sh", "jq", "openssl"}, more...) {
 		if _, err := exec.LookPath(tool); err != nil {
 			why = err.Error()
 		}
