@@ -51,8 +51,7 @@ func build(name, ldflags string) (string, error) {
 }
 
 // privileged skips a test that cannot run here, for want of root or of a
-// tool. Where tests must run, in CI,
-// that is a failure.
+// tool. Where tests must run, in CI, that is a failure.
 func privileged(t *testing.T, more ...string) {
 	t.Helper()
 	why := ""
