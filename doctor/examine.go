@@ -43,6 +43,7 @@ const (
 	AgentProblem         ID = "agent-problem"
 	AgentAnswers         ID = "agent-answers"
 	ModeObserve          ID = "mode-observe"
+	NoPortGuarded        ID = "no-port-guarded"
 	GuardMissing         ID = "guard-missing"
 	GuardNotIntact       ID = "guard-not-intact"
 	GuardDormant         ID = "guard-dormant"
@@ -84,7 +85,7 @@ const (
 
 // IDs is every kind of finding.
 var IDs = []ID{UnsupportedPlatform, NotRoot, Unread, NoSettings, SettingsRefused, SettingsWritable, NoTrustPin, AgentNotRunning, AgentNotAsked,
-	AgentProblem, AgentAnswers, ModeObserve, GuardMissing, GuardNotIntact, GuardDormant, NothingMayOpen, DocumentRefused, DocumentExpired,
+	AgentProblem, AgentAnswers, ModeObserve, NoPortGuarded, GuardMissing, GuardNotIntact, GuardDormant, NothingMayOpen, DocumentRefused, DocumentExpired,
 	DocumentExpiresSoon, DocumentsInForce, ClockBehind, ClockNotSynchronised, ClockSynchronised, GrantShadowed, GrantShadowedForSome,
 	GrantNotShadowed, IPTablesLegacy, TableDormant, TableOwned, RedirectedToGuarded, RewrittenBeforeGuard, RewriteUnreadable, PublishedUnguarded,
 	PublishedPorts, PublishedByProxy, NotTracked, FlowtablePresent, XDPProgram, ManagementUnguarded, SSHElsewhere, NobodyListens,
@@ -95,6 +96,8 @@ const (
 	skew    = 2 * time.Minute     // as far as a clock may lie behind a signed time
 	observe = "observe"           // the mode that drops nothing
 	nothing = "nothing"           // to do
+
+	setClock = "Set the clock right: `timedatectl set-ntp true`"
 )
 
 // Finding is one thing found. Its texts may hold names that others chose:
@@ -198,7 +201,11 @@ func (e *examination) agent() {
 	case a.Running:
 		e.add(OK, AgentAnswers, "The agent runs and answers.", a.Firewall, nothing)
 	case a.Why != "":
-		e.add(Warning, AgentNotAsked, "The agent could not be asked.", a.Why, "Run it as root: `sudo jitgate doctor`")
+		do := "Run it as root: `sudo jitgate doctor`"
+		if e.Root {
+			do = "Look at what the agent's log says, and ask again: `jitgate status`"
+		}
+		e.add(Warning, AgentNotAsked, "The agent could not be asked.", a.Why, do)
 	case !s.Missing && s.Broken == "":
 		e.add(Problem, AgentNotRunning, "No agent is running: no grant opens anything.", "What was guarded stays guarded, and what is open closes on time.",
 			fmt.Sprintf("Start it: `jitgate agent run --config %s`", s.Path))
@@ -259,7 +266,9 @@ func (e *examination) documents() {
 	}
 	switch behind := newest.Sub(e.Now); {
 	case behind > skew:
-		e.add(Problem, ClockBehind, fmt.Sprintf("The clock is %s behind a signed time: nothing new opens.", behind.Round(time.Second)), "", "Set the clock right: `timedatectl set-ntp true`")
+		e.add(Problem, ClockBehind, fmt.Sprintf("The clock is %s behind a signed time: nothing new opens.", behind.Round(time.Second)), "", setClock)
+	case strings.HasPrefix(a.Blocked, "clock-behind"): // behind the time the agent was built, for one
+		e.add(Problem, ClockBehind, "The clock is behind a time it must be after: nothing new opens.", a.Blocked, setClock)
 	case over: // said already
 	case a.Blocked != "":
 		e.add(Problem, NothingMayOpen, "Nothing may open now.", a.Blocked, "Deliver what its sentence says is missing or over to the inbox: `jitgate status` shows each document.")
@@ -288,6 +297,8 @@ func (e *examination) guard() {
 		restart = "Restart the agent in this network namespace, and look at what its log says."
 	}
 	switch {
+	case len(e.ports) == 0:
+		e.add(Warning, NoPortGuarded, "No port is guarded.", "", upper(e.guardMore("22/tcp"))+".")
 	case !stood:
 		e.add(Problem, GuardMissing, fmt.Sprintf("Nothing guards %s: this network namespace has no table inet %s with a chain in prerouting.", list(e.ports), ourTable), "", restart)
 	case e.Tables[i].Dormant:
@@ -298,7 +309,7 @@ func (e *examination) guard() {
 }
 
 // plain is a name that can be typed into a shell as it is.
-var plain = regexp.MustCompile(`^[A-Za-z0-9_./-]+$`)
+var plain = regexp.MustCompile(`^[A-Za-z0-9_./][A-Za-z0-9_./-]*$`)
 
 func (s Step) String() string {
 	hook := strings.Join(append([]string{s.Hook}, s.Devices...), " ")
