@@ -107,7 +107,7 @@ func examine(c *cobra.Command, config string) report {
 	if r.Firewall == "" {
 		r.Firewall = "not asked"
 	}
-	for _, p := range f.Guarded {
+	for _, p := range doctor.Guarded(f) {
 		r.Guarded = append(r.Guarded, p.String())
 	}
 	return r

@@ -113,7 +113,7 @@ type Finding struct {
 
 // Examine returns what is to be said of a host, worst first.
 func Examine(f Facts) []Finding {
-	e := examination{Facts: f, ports: guarded(f)}
+	e := examination{Facts: f, ports: Guarded(f)}
 	if f.Unsupported != "" {
 		e.add(Problem, UnsupportedPlatform, "Nothing was looked at: "+f.Unsupported+".", "",
 			"Look at this host's firewall by hand; there is no guard for this platform yet.")

@@ -435,7 +435,7 @@ func sorted(s []string) []string { slices.Sort(s); return s }
 func TestGuardedByTheTable(t *testing.T) {
 	f := healthy()
 	f.Guarded = nil
-	if got := list(guarded(f)); got != "22/tcp" {
+	if got := list(Guarded(f)); got != "22/tcp" {
 		t.Errorf("guarded is %s, want 22/tcp", got)
 	}
 	if got := guardSays(f, f.Tables[0].Chains[0]); got != "guards 22/tcp" {

@@ -120,9 +120,9 @@ type packet struct {
 
 func (p packet) service() string { return fmt.Sprintf("%d/%s", p.port, p.protocol) }
 
-// guarded is every port that is guarded: by what the agent or the settings
+// Guarded is every port that is guarded: by what the agent or the settings
 // say, and by the guard's own rules, which outlive the agent.
-func guarded(f Facts) []firewall.Port {
+func Guarded(f Facts) []firewall.Port {
 	ports := slices.Clone(f.Guarded)
 	for _, t := range f.Tables {
 		if !ours(t) {
@@ -170,7 +170,7 @@ func guardedPackets(f Facts) []packet {
 			}
 		}
 	}
-	ports := guarded(f)
+	ports := Guarded(f)
 	for _, p := range ports {
 		found := false
 		for _, l := range f.Listeners {
@@ -421,7 +421,7 @@ func guardSays(f Facts, c Chain) string {
 	if c.Hook == "input" {
 		verb += " after rewriting"
 	}
-	return verb + " " + list(guarded(f))
+	return verb + " " + list(Guarded(f))
 }
 
 func list(ports []firewall.Port) string {

@@ -335,7 +335,7 @@ func TestDoctorFindsTheAgent(t *testing.T) {
 	h.finds("problem", "no-settings")
 	pin := h.settings["trust_pin"]
 	delete(h.settings, "trust_pin")
-	h.settings["mode"] = quote("observe")
+	h.settings["mode"], h.settings["guard"] = quote("observe"), "[5985]"
 	h.config()
 	h.clear("no-settings")
 	h.finds("problem", "no-trust-pin")
@@ -365,10 +365,13 @@ func TestDoctorFindsTheAgent(t *testing.T) {
 	h.start()
 	h.clear("mode-observe")
 
-	// A dead agent: the guard still stands.
+	// A dead agent: the guard still stands, and says what the policy did.
 	h.kill()
 	h.finds("problem", "agent-not-running")
 	h.clear("guard-missing")
+	if d := h.doctor(); !slices.Contains(d.Guarded, "22/tcp") {
+		t.Errorf("guarded is %v", d.Guarded)
+	}
 }
 
 // The doctor changes nothing.
