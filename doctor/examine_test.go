@@ -234,7 +234,7 @@ func TestExamine(t *testing.T) {
 			secondLook(f)
 			with(table("ip", "nat", nat(to(rule(Redirect, tcp, port(8022, 8022)), "", 22))))(f)
 		}, []want{{Note, RedirectedToGuarded, "8022"}}},
-		"redirect by a jump":   {with(table("ip", "nat", nat(jump("more", tcp, port(8022, 8022))), Chain{Name: "more", Rules: []Rule{to(rule(Redirect), "", 22)}})), []want{{Problem, RedirectedToGuarded, "nft delete rule ip nat more handle 7"}}},
+		"redirect by a jump":   {with(table("ip", "nat", nat(jump("more", tcp, port(8022, 8022))), Chain{Name: "more", Rules: []Rule{to(rule(Redirect), "", 22)}})), []want{{Problem, RedirectedToGuarded, "Port 8022 is led to guarded 22/tcp by table ip nat chain more"}}},
 		"redirect of udp":      {with(table("ip", "nat", nat(to(rule(Redirect, udp, port(8022, 8022)), "", 2022)))), nil},
 		"redirect away":        {with(table("ip", "nat", nat(to(rule(Redirect, tcp, port(22, 22)), "", 2022)))), nil},
 		"redirect from inside": {with(table("ip", "nat", nat(to(rule(Redirect, eq(FieldInput, 1), tcp, port(8022, 8022)), "", 22)))), nil},

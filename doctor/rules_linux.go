@@ -316,7 +316,7 @@ type translation struct {
 	reader    *reader
 	family    byte
 	table     string
-	registers map[uint32]register
+	registers map[uint32]register // by the number the kernel lists, always the same one
 	rule      Rule
 	out       []Rule
 }
@@ -338,16 +338,7 @@ func (r *reader) translate(a answer) ([]Rule, error) {
 	return t.out, failed
 }
 
-// register counts registers in words: 1 to 4 are older names of 8, 12, 16, 20.
-func (t *translation) name(a attributes, kind uint16) uint32 {
-	n := a.number(kind)
-	if n >= unix.NFT_REG_1 && n <= unix.NFT_REG_4 {
-		return 4 + 4*n
-	}
-	return n
-}
-
-func (t *translation) load(a attributes, kind uint16, r register) { t.registers[t.name(a, kind)] = r }
+func (t *translation) load(a attributes, kind uint16, r register) { t.registers[a.number(kind)] = r }
 
 func (t *translation) match(m Match) { t.rule.Matches = append(slices.Clone(t.rule.Matches), m) }
 
@@ -384,7 +375,7 @@ func (t *translation) expression(name string, a attributes) error {
 			t.load(a, unix.NFTA_IMMEDIATE_DREG, register{data: data[unix.NFTA_DATA_VALUE]})
 		}
 	case "bitwise":
-		r := t.registers[t.name(a, unix.NFTA_BITWISE_SREG)]
+		r := t.registers[a.number(unix.NFTA_BITWISE_SREG)]
 		switch r.field {
 		case FieldState, FieldStatus:
 			r.mask = parse(a[unix.NFTA_BITWISE_MASK])[unix.NFTA_DATA_VALUE]
@@ -394,7 +385,7 @@ func (t *translation) expression(name string, a attributes) error {
 		}
 		t.load(a, unix.NFTA_BITWISE_DREG, r)
 	case "cmp":
-		t.compare(t.registers[t.name(a, unix.NFTA_CMP_SREG)], a.number(unix.NFTA_CMP_OP), parse(a[unix.NFTA_CMP_DATA])[unix.NFTA_DATA_VALUE])
+		t.compare(t.registers[a.number(unix.NFTA_CMP_SREG)], a.number(unix.NFTA_CMP_OP), parse(a[unix.NFTA_CMP_DATA])[unix.NFTA_DATA_VALUE])
 	case "range":
 		t.between(a)
 	case "lookup":
@@ -406,7 +397,7 @@ func (t *translation) expression(name string, a attributes) error {
 	case "nat":
 		if a.number(unix.NFTA_NAT_TYPE) == unix.NFT_NAT_DNAT {
 			t.does(DNAT)
-			t.rule.To, _ = netip.AddrFromSlice(t.registers[t.name(a, unix.NFTA_NAT_REG_ADDR_MIN)].data)
+			t.rule.To, _ = netip.AddrFromSlice(t.registers[a.number(unix.NFTA_NAT_REG_ADDR_MIN)].data)
 			t.leads(a, unix.NFTA_NAT_REG_PROTO_MIN, unix.NFTA_NAT_REG_PROTO_MAX)
 		}
 	case "redir":
@@ -435,12 +426,12 @@ func (t *translation) expression(name string, a attributes) error {
 
 // leads takes the ports a rewriting rule leads to from its registers.
 func (t *translation) leads(a attributes, low, high uint16) {
-	first, ok := big(t.registers[t.name(a, low)].data)
+	first, ok := big(t.registers[a.number(low)].data)
 	if !ok || a[low] == nil {
 		return
 	}
 	last := first
-	if n, ok := big(t.registers[t.name(a, high)].data); ok && a[high] != nil {
+	if n, ok := big(t.registers[a.number(high)].data); ok && a[high] != nil {
 		last = n
 	}
 	t.rule.Ports = Range{first, last}
@@ -480,7 +471,7 @@ func (t *translation) payload(a attributes) {
 	base, offset, length := a.number(unix.NFTA_PAYLOAD_BASE), a.number(unix.NFTA_PAYLOAD_OFFSET), a.number(unix.NFTA_PAYLOAD_LEN)
 	port := base == unix.NFT_PAYLOAD_TRANSPORT_HEADER && offset == 2 && length == 2
 	if _, writes := a[unix.NFTA_PAYLOAD_SREG]; writes {
-		if n, ok := big(t.registers[t.name(a, unix.NFTA_PAYLOAD_SREG)].data); ok && port {
+		if n, ok := big(t.registers[a.number(unix.NFTA_PAYLOAD_SREG)].data); ok && port {
 			t.does(SetPort)
 			t.rule.Ports = Range{n, n}
 		}
@@ -550,7 +541,7 @@ func (t *translation) compare(r register, op uint32, data []byte) {
 }
 
 func (t *translation) between(a attributes) {
-	r := t.registers[t.name(a, unix.NFTA_RANGE_SREG)]
+	r := t.registers[a.number(unix.NFTA_RANGE_SREG)]
 	if r.field != Unknown && r.mask == nil {
 		first, ok1 := r.value(parse(a[unix.NFTA_RANGE_FROM_DATA])[unix.NFTA_DATA_VALUE])
 		last, ok2 := r.value(parse(a[unix.NFTA_RANGE_TO_DATA])[unix.NFTA_DATA_VALUE])
@@ -569,7 +560,7 @@ func (t *translation) lookup(a attributes) error {
 		t.match(Match{})
 		return nil
 	}
-	r := t.registers[t.name(a, unix.NFTA_LOOKUP_SREG)]
+	r := t.registers[a.number(unix.NFTA_LOOKUP_SREG)]
 	// A key of several fields is longer than the first of them.
 	known := r.field != Unknown && r.mask == nil && s.keyLen == r.width
 	if !known && !s.verdicts {
