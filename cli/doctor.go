@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -94,6 +95,9 @@ func examine(c *cobra.Command, config string) report {
 		if err == nil {
 			f.Agent = said(s)
 			f.Mode, f.Guarded = string(s.Mode), ports(s.Guarded)
+			if s.Trial != nil {
+				f.Trial = time.Duration(s.Trial.SecondsLeft) * time.Second
+			}
 		} else if !errors.Is(err, errNoAgent) {
 			f.Agent.Why = err.Error()
 		}

@@ -43,6 +43,8 @@ const (
 	AgentProblem         ID = "agent-problem"
 	AgentAnswers         ID = "agent-answers"
 	ModeObserve          ID = "mode-observe"
+	ModeTrial            ID = "mode-trial"
+	ModeOff              ID = "mode-off"
 	NoPortGuarded        ID = "no-port-guarded"
 	GuardMissing         ID = "guard-missing"
 	GuardNotIntact       ID = "guard-not-intact"
@@ -68,6 +70,7 @@ const (
 	PublishedPorts       ID = "published-ports"
 	PublishedByProxy     ID = "published-by-proxy"
 	NotTracked           ID = "not-tracked"
+	SavedRuleset         ID = "saved-ruleset"
 	FlowtablePresent     ID = "flowtable"
 	XDPProgram           ID = "xdp-program"
 	ManagementUnguarded  ID = "management-port-unguarded"
@@ -85,16 +88,17 @@ const (
 
 // IDs is every kind of finding.
 var IDs = []ID{UnsupportedPlatform, NotRoot, Unread, NoSettings, SettingsRefused, SettingsWritable, NoTrustPin, AgentNotRunning, AgentNotAsked,
-	AgentProblem, AgentAnswers, ModeObserve, NoPortGuarded, GuardMissing, GuardNotIntact, GuardDormant, NothingMayOpen, DocumentRefused, DocumentExpired,
+	AgentProblem, AgentAnswers, ModeObserve, ModeTrial, ModeOff, NoPortGuarded, GuardMissing, GuardNotIntact, GuardDormant, NothingMayOpen, DocumentRefused, DocumentExpired,
 	DocumentExpiresSoon, DocumentsInForce, ClockBehind, ClockNotSynchronised, ClockSynchronised, GrantShadowed, GrantShadowedForSome,
 	GrantNotShadowed, IPTablesLegacy, TableDormant, TableOwned, RedirectedToGuarded, RewrittenBeforeGuard, RewriteUnreadable, PublishedUnguarded,
-	PublishedPorts, PublishedByProxy, NotTracked, FlowtablePresent, XDPProgram, ManagementUnguarded, SSHElsewhere, NobodyListens,
+	PublishedPorts, PublishedByProxy, NotTracked, SavedRuleset, FlowtablePresent, XDPProgram, ManagementUnguarded, SSHElsewhere, NobodyListens,
 	GuardedListeners, RouteLocalnet, GuardedInLocalRange, FeatureOwnerPersist, FeatureTimeoutUpdate, FeatureFib, FeatureConntrack, FeatureSocketDestroy}
 
 const (
 	soon    = 14 * 24 * time.Hour // an end that is worth a warning
 	skew    = 2 * time.Minute     // as far as a clock may lie behind a signed time
 	observe = "observe"           // the mode that drops nothing
+	off     = "off"               // and the one without a guard
 	nothing = "nothing"           // to do
 
 	setClock = "Set the clock right: `timedatectl set-ntp true`"
@@ -210,9 +214,16 @@ func (e *examination) agent() {
 		e.add(Problem, AgentNotRunning, "No agent is running: no grant opens anything.", "What was guarded stays guarded, and what is open closes on time.",
 			fmt.Sprintf("Start it: `jitgate agent run --config %s`", s.Path))
 	}
-	if e.Mode == observe && !s.Missing && s.Broken == "" {
+	switch {
+	case s.Missing || s.Broken != "":
+	case e.Mode == off:
+		e.add(Warning, ModeOff, "The guard was disarmed: nothing is closed.", "", "Bring it back, on trial first: `jitgate arm`")
+	case e.Mode == observe:
 		e.add(Warning, ModeObserve, "The guard only counts what it would drop (mode observe): the ports are not closed.", "",
-			fmt.Sprintf("Set mode = \"enforce\" in %s and restart the agent, once the grants you need are there.", s.Path))
+			"Once the grants you need are there, close them, on trial first: `jitgate arm`")
+	case e.Trial > 0:
+		e.add(Warning, ModeTrial, fmt.Sprintf("The guard drops on trial: unless somebody confirms, that ends in %s.", e.Trial.Round(time.Second)), "",
+			"Open a new session; if that works: `jitgate arm confirm`")
 	}
 	if a.Problem != "" {
 		e.add(Problem, AgentProblem, "The agent's last pass did not succeed.", a.Problem, "Do what its message says; it tries again by itself.")
@@ -297,6 +308,7 @@ func (e *examination) guard() {
 		restart = "Restart the agent in this network namespace, and look at what its log says."
 	}
 	switch {
+	case e.Mode == off: // said with the agent
 	case len(e.ports) == 0:
 		e.add(Warning, NoPortGuarded, "No port is guarded.", "", upper(e.guardMore("22/tcp"))+".")
 	case !stood:
@@ -635,6 +647,11 @@ func (e *examination) around() {
 				}
 			}
 		}
+	}
+	for _, path := range e.Saved {
+		do := "Take `table inet jitgate` out of it."
+		e.add(Warning, SavedRuleset, fmt.Sprintf("%s loads the table inet %s: a whole ruleset was saved there.", path, ourTable),
+			"While the agent runs, the kernel refuses the whole file; while none does, openings of the day it was saved come back.", do)
 	}
 	for _, f := range e.Flowtables {
 		e.add(Warning, FlowtablePresent, fmt.Sprintf("The flowtable %s of table %s %s takes established connections round the guard: sessions through a published port do not end with a grant.", f.Name, f.Family, f.Table),

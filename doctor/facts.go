@@ -23,6 +23,7 @@ type Facts struct {
 
 	Host     string
 	Mode     string
+	Trial    time.Duration   // left of an arming that is not confirmed; 0: none
 	Guarded  []firewall.Port // as the agent says, else as the settings say
 	Settings Settings
 	Agent    Agent
@@ -37,6 +38,7 @@ type Facts struct {
 
 	LocalPorts    Range // net.ipv4.ip_local_port_range; zero: unknown
 	RouteLocalnet []string
+	Saved         []string // files that load the guard's table with others'
 	Clock         Clock
 	Features      []Feature
 }

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -51,6 +52,8 @@ func Gather(settings string) Facts {
 	note("ip_local_port_range", err)
 	f.RouteLocalnet, err = routeLocalnet()
 	note("route_localnet", err)
+	f.Saved, err = savedRulesets("/etc/nftables.conf", "/etc/nftables.d", "/etc/nftables", "/etc/sysconfig/nftables.conf")
+	note("saved rulesets", err)
 	f.Clock, err = clock()
 	note("the clock's state", err)
 	f.Features, err = probe()
@@ -82,6 +85,30 @@ func writable(path string) string {
 	}
 	return ""
 }
+
+// savedRulesets names the files below paths, where nftables.service finds its
+// rules, that hold the guard's table.
+func savedRulesets(paths ...string) (found []string, err error) {
+	for _, path := range paths {
+		err := filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			text, err := os.ReadFile(name)
+			if savedTable.Match(text) {
+				found = append(found, name)
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+// savedTable is how a saved ruleset begins our table.
+var savedTable = regexp.MustCompile(`(?m)^\s*table\s+inet\s+` + ourTable + `\b`)
 
 // network is the calling thread's network namespace in /proc: a probe leaves
 // other threads elsewhere.

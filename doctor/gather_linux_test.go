@@ -405,3 +405,22 @@ func TestSocketAddress(t *testing.T) {
 		}
 	}
 }
+
+func TestSavedRulesets(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"whole.nft":   "flush ruleset\ntable inet filter {\n}\ntable inet jitgate { # progname jitgate\n\tflags owner\n}\n",
+		"theirs.nft":  "table inet filter {\n\tcomment \"not table inet jitgate\"\n}\n",
+		"similar.nft": "table inet jitgate_boot {\n}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	whole := filepath.Join(dir, "whole.nft")
+	for _, paths := range [][]string{{dir}, {filepath.Join(dir, "missing"), whole}} {
+		if found, err := savedRulesets(paths...); err != nil || !slices.Equal(found, []string{whole}) {
+			t.Errorf("%v: %v, %v", paths, found, err)
+		}
+	}
+}

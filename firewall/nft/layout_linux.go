@@ -35,10 +35,10 @@ var (
 
 	accept = nftables.ChainPolicyAccept
 
-	// −199: right after conntrack (−200) and defragmentation (−400), and before
-	// any chain that rewrites the destination of a published port: the kernel
-	// lets none of those stand at −200.
-	prerouting = newStage("", baseChain("pre", *nftables.ChainHookPrerouting, *nftables.ChainPriorityConntrack+1))
+	// −150: after conntrack (−200) and defragmentation (−400), and before the
+	// destination of a published port is rewritten: chains of type nat run at
+	// −100, whatever priority they ask for.
+	prerouting = newStage("", baseChain("pre", *nftables.ChainHookPrerouting, *nftables.ChainPriorityMangle))
 	// What this host takes for itself, by whatever way: a redirected port, an
 	// address that only a policy route makes local. After every named
 	// priority, so that the port is the one the socket is found by.

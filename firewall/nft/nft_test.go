@@ -86,7 +86,7 @@ func TestListing(t *testing.T) {
 	// Without /etc/protocols nft knows no names.
 	listing := strings.ReplaceAll(nftOutput(t, "list", "table", "inet", "jitgate"), " . 6 . ", " . tcp . ")
 	for _, want := range []string{
-		"type filter hook prerouting priority -199; policy accept;",
+		"type filter hook prerouting priority mangle; policy accept;",
 		"type filter hook input priority 400; policy accept;",
 		`tcp dport 5985-5986 goto guard comment "5985-5986/tcp cut"`,
 		`tcp dport 22 goto keep comment "22/tcp"`,
