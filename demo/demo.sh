@@ -55,6 +55,10 @@ expect() {
 		failed=1
 	fi
 }
+wait_until() { # SINCE MILLISECONDS
+	local left=$(($2 - ($(date +%s%N) - $1) / 1000000))
+	[ $left -le 0 ] || sleep $((left / 1000)).$(printf %03d $((left % 1000)))
+}
 login() { # SOURCE SECONDS COMMAND
 	ip netns exec "$admin" ssh -F none -b "$1" -i "$dir/id" -o BatchMode=yes -o ConnectTimeout="$2" -o IdentitiesOnly=yes \
 		-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR "root@$vm_address" "$3"
@@ -101,7 +105,7 @@ sshd=$!
 must "$jitgate" trust init --realm demo --out "$dir/keys"
 cat >"$dir/agent.toml" <<-END
 	host_id   = "vm"
-	mode      = "enforce"
+	mode      = "observe"
 	guard     = [22]
 	inbox_dir = "$dir/inbox"
 	state_dir = "$dir/state"
@@ -125,8 +129,19 @@ expect open "logged in: the sshd is real and reachable"
 start_agent
 cp "$dir/keys/policy.json" "$dir/inbox/.policy.json"
 must mv "$dir/inbox/.policy.json" "$dir/inbox/policy.json"
-say · "jitgate guards port 22 on vm"
-expect closed "refused: nobody has a grant"
+say · "jitgate runs on vm and observes: installing changes nothing"
+expect open "logged in as before"
+
+on_vm() { must login "$admin_address" 5 "$jitgate $* --config $dir/agent.toml"; }
+on_vm arm --confirm-within 10s
+armed=$(date +%s%N)
+say · "armed through ssh: port 22 drops, and goes back by itself unless that is confirmed"
+expect closed "refused: $other_address has no grant" $other_address
+expect open "a new session from where it was armed comes in"
+on_vm arm confirm
+say · "confirmed: port 22 is guarded for good"
+wait_until $armed 10300
+expect closed "refused: nobody has a grant, and the time of whoever armed is up"
 
 must "$jitgate" grant --dir "$dir/keys" --host vm --port 22 --source $admin_address --for 6s --reason demo -o "$dir/inbox/grants.json"
 granted=$(date +%s%N)
@@ -137,8 +152,7 @@ done
 say · "a grant for $admin_address, 6 seconds, signed and dropped into the inbox; the agent says it is open"
 expect open "logged in by ssh from $admin_address"
 expect closed "refused: $other_address has no grant" $other_address
-left=$((6300 - ($(date +%s%N) - granted) / 1000000)) # milliseconds
-[ $left -le 0 ] || sleep $((left / 1000)).$(printf %03d $((left % 1000)))
+wait_until $granted 6300
 expect closed "refused: the time is up, the kernel closed the port"
 
 ip netns exec "$vm" nft flush ruleset 2>>"$dir/setup.log"
