@@ -78,6 +78,7 @@ type Agent struct {
 	problem  error             // what the last pass could not do
 	next     firewall.BootTime // when the next pass is due
 	horizon  horizon
+	kept     firewall.BootTime // when it was saved last
 	live     map[string]granted
 	refusals [kinds]refusal
 	reported map[string]policy.Code // refused grants, so that each is recorded once
@@ -387,14 +388,21 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	return a.record(ctx, append(story.opened, story.always...))
 }
 
-// keep remembers the horizon, and for an agent that starts later in this
-// boot. A failure only means that such an agent draws it anew.
+// keep remembers the horizon, and for an agent that starts later: as soon as
+// it changes, and while there are ends to come how far time has gone. A
+// failure only means that such an agent draws it anew.
 func (a *Agent) keep(h horizon) {
-	if maps.Equal(a.horizon, h) {
+	now := a.Clock.Boot()
+	if maps.Equal(a.horizon, h) && (len(h) == 0 || now.Sub(a.kept) < Resync) {
 		return
 	}
 	a.horizon = h
-	if err := a.store.saveHorizon(a.Clock.BootID, h); err != nil {
+	a.keepUntil(now, false)
+}
+
+func (a *Agent) keepUntil(now firewall.BootTime, stopped bool) {
+	a.kept = now
+	if err := a.store.saveHorizon(savedHorizon{a.Clock.BootID, now, stopped, a.horizon}); err != nil {
 		a.Log.Warn("the ends of openings are remembered by this process only", "error", err)
 	}
 }

@@ -721,3 +721,34 @@ func TestSameIDAnotherGrant(t *testing.T) {
 	w.mustPass(time.Second)
 	w.wantRecord("document.admitted grants", "grant.opening a", "grant.opened a")
 }
+
+// A wall clock set back before a reboot lengthens nothing: how far the boot
+// clock had come is on the disk. After a crash that errs towards closing.
+func TestClockSetBackBeforeReboot(t *testing.T) {
+	for _, orderly := range []bool{true, false} {
+		w := newWorld(t)
+		w.deliver()
+		w.list(w.grant("a", alice, 0, time.Hour))
+		w.mustPass(0)
+		for range 100 {
+			w.mustPass(Resync)
+		}
+		w.wantOpen(alice, true) // for 50 minutes
+		w.wall = w.wall.Add(-50 * time.Minute)
+		if orderly {
+			w.keepUntil(w.boot, true)
+		}
+		w.anotherBoot()
+		opened := w.boot
+		w.mustPass(0)
+		w.wantOpen(alice, true)
+		for w.boot.Sub(opened) < time.Hour && w.open(alice) {
+			w.mustPass(time.Second)
+		}
+		// The new boot is 20 seconds old.
+		left := w.boot.Sub(opened) + 20*time.Second
+		if left > 10*time.Minute+time.Second || orderly && left < 10*time.Minute-time.Second || left < 10*time.Minute-crashLoss-time.Second {
+			t.Errorf("orderly %t: open for %v more, 10 minutes were left", orderly, left)
+		}
+	}
+}

@@ -67,6 +67,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		select {
 		case <-ctx.Done():
 			// The guard stays; only the agent goes.
+			a.keepUntil(a.Clock.Boot(), true)
 			return a.record(context.WithoutCancel(ctx), []audit.Event{{Name: audit.AgentStopped, Message: "the agent stopped; the guard stays"}})
 		case call := <-a.calls:
 			call()

@@ -82,19 +82,47 @@ func (s store) save(m mark, documents [kinds][]byte, changed [kinds]bool) error 
 	return syncDir(s.dir)
 }
 
-// savedHorizon is a horizon with the boot whose clock it is on.
+// savedHorizon is a horizon with the boot whose clock it is on, and how far
+// that clock had come.
 type savedHorizon struct {
-	BootID  string  `json:"bootID"`
-	Anchors horizon `json:"anchors"`
+	BootID  string            `json:"bootID"`
+	Seen    firewall.BootTime `json:"seen"`
+	Stopped bool              `json:"stopped,omitempty"` // by an agent that went in an orderly way
+	Anchors horizon           `json:"anchors"`
 }
 
-// saveHorizon keeps the horizon for the next agent of this boot. It need not
-// outlive a power cut: the boot clock it is on does not either.
-func (s store) saveHorizon(bootID string, h horizon) error {
-	if bootID == "" {
+// crashLoss is how much of a boot's time may be missing in what a crash left:
+// the time between two saves, and what the disk was not told of yet.
+const crashLoss = 2 * Resync
+
+// in returns the horizon on the clock of the boot of that name, or nil if
+// nothing is known of it. Another boot began when what was seen last had passed
+// at the least, so an end is no farther than it was then: a wall clock that is
+// set back before a reboot lengthens nothing.
+func (s savedHorizon) in(bootID string) horizon {
+	if bootID == "" || s.BootID == "" || s.Anchors == nil {
 		return nil
 	}
-	text, err := json.Marshal(savedHorizon{bootID, h})
+	passed := firewall.BootTime(0)
+	if s.BootID != bootID {
+		if passed = s.Seen; !s.Stopped {
+			passed = passed.Add(crashLoss)
+		}
+	}
+	h := make(horizon, len(s.Anchors))
+	for name, a := range s.Anchors {
+		h[name] = anchor{a.End, a.At - passed}
+	}
+	return h
+}
+
+// saveHorizon keeps the horizon for the next agent. A crash may lose the last
+// one saved (crashLoss).
+func (s store) saveHorizon(h savedHorizon) error {
+	if h.BootID == "" {
+		return nil
+	}
+	text, err := json.Marshal(h)
 	if err != nil {
 		return err
 	}
@@ -105,15 +133,18 @@ func (s store) saveHorizon(bootID string, h horizon) error {
 	return os.Rename(temporary, filepath.Join(s.dir, horizonFile))
 }
 
-// loadHorizon returns what an earlier agent of this boot saved; else an empty
-// horizon.
+// loadHorizon returns what an earlier agent saved, on the clock of this boot;
+// else an empty horizon.
 func (s store) loadHorizon(bootID string) horizon {
 	var saved savedHorizon
 	text, err := os.ReadFile(filepath.Join(s.dir, horizonFile))
-	if err != nil || json.Unmarshal(text, &saved) != nil || saved.BootID != bootID || bootID == "" || saved.Anchors == nil {
+	if err != nil || json.Unmarshal(text, &saved) != nil {
 		return horizon{}
 	}
-	return saved.Anchors
+	if h := saved.in(bootID); h != nil {
+		return h
+	}
+	return horizon{}
 }
 
 // saveStanding makes the mode durable.
