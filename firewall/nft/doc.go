@@ -10,7 +10,7 @@
 //	  set r4_32 { … }                          # made when first needed: grants taken back early
 //	  set d4_32 { …; size 8192; flags dynamic, timeout }    # who was denied, with counters
 //	  set armed { nf_proto; flags timeout }    # families dropped while on trial
-//	  chain pre    { type filter hook prerouting priority mangle; policy accept;
+//	  chain pre    { type filter hook prerouting priority -199; policy accept;
 //	                 tcp dport 5985-5986 goto guard     # sessions cut at the end
 //	                 tcp dport 22 goto keep             # sessions kept
 //	                 meta l4proto > udp goto others }
@@ -21,7 +21,7 @@
 //	  chain reply  { ct state established ct direction reply accept; goto guard }
 //	  chain reply_keep { … goto keep }         # ports the host may take for connections of its own
 //	  chain guard  { iif lo accept
-//	                 fib daddr type unicast fib daddr . iif type unicast accept
+//	                 fib daddr type unicast fib daddr . iif type unicast accept    # and unreachable
 //	                 goto admit }
 //	  chain in     { type filter hook input priority 400; … the same with in_keep, … }
 //	  chain in_guard { iif lo accept; goto admit }

@@ -35,10 +35,11 @@ var (
 
 	accept = nftables.ChainPolicyAccept
 
-	// −150: after conntrack (−200) and defragmentation (−400), and before the
-	// destination of a published port is rewritten: chains of type nat run at
-	// −100, whatever priority they ask for.
-	prerouting = newStage("", baseChain("pre", *nftables.ChainHookPrerouting, *nftables.ChainPriorityMangle))
+	// −199: right after conntrack (−200) and defragmentation (−400), and before
+	// the destination of a published port is rewritten: by chains of type nat,
+	// which run at −100 whatever priority they ask for, or without tracking in
+	// mangle (−150).
+	prerouting = newStage("", baseChain("pre", *nftables.ChainHookPrerouting, *nftables.ChainPriorityConntrack+1))
 	// What this host takes for itself, by whatever way: a redirected port, an
 	// address that only a policy route makes local. After every named
 	// priority, so that the port is the one the socket is found by.
@@ -283,7 +284,8 @@ func rules(r firewall.Ruleset, sets map[setID]*nftables.Set, own portRange) map[
 		add(s.replyKeep, "", jump(s.keep))
 		add(s.guard, "", loopback(), verdict(expr.VerdictAccept))
 	}
-	add(prerouting.guard, "", forwarded(), verdict(expr.VerdictAccept))
+	add(prerouting.guard, "", elsewhere(unix.RTN_UNICAST), verdict(expr.VerdictAccept))
+	add(prerouting.guard, "", elsewhere(unix.RTN_UNREACHABLE), verdict(expr.VerdictAccept))
 	if r.Observe {
 		// Counted before the route was found, and not dropped.
 		add(input.guard, "", seen(), verdict(expr.VerdictAccept))
@@ -377,15 +379,19 @@ func loopback() []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIF, Register: 1}, equal(1, binaryutil.NativeEndian.PutUint32(1))}
 }
 
-// forwarded matches what this host would only pass on: the destination is
-// plain unicast in the main tables (weak host model) and as seen from the
-// input device (VRF). Local, broadcast and multicast destinations do not
-// match and stay guarded; "type != local" would let the latter two through.
-func forwarded() []expr.Any {
-	unicast := binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)
+// elsewhere matches what is for another machine: the destination is of that
+// type in the main tables (weak host model) and as seen from the input device
+// (VRF). Plain unicast is what the host may forward. Unreachable is what it has
+// no route to and passes between the ports of a bridge (br_netfilter), with
+// IPv6; with IPv4 the kernel calls that unicast too. Local, broadcast and
+// multicast destinations do not match and stay guarded; "type != local" would
+// let the latter two through. What comes to this host all the same meets the
+// guard in input.
+func elsewhere(kind uint32) []expr.Any {
+	want := binaryutil.NativeEndian.PutUint32(kind)
 	return []expr.Any{
-		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, equal(1, unicast),
-		&expr.Fib{Register: 1, FlagDADDR: true, FlagIIF: true, ResultADDRTYPE: true}, equal(1, unicast),
+		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, equal(1, want),
+		&expr.Fib{Register: 1, FlagDADDR: true, FlagIIF: true, ResultADDRTYPE: true}, equal(1, want),
 	}
 }
 

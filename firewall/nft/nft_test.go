@@ -86,7 +86,7 @@ func TestListing(t *testing.T) {
 	// Without /etc/protocols nft knows no names.
 	listing := strings.ReplaceAll(nftOutput(t, "list", "table", "inet", "jitgate"), " . 6 . ", " . tcp . ")
 	for _, want := range []string{
-		"type filter hook prerouting priority mangle; policy accept;",
+		"type filter hook prerouting priority -199; policy accept;",
 		"type filter hook input priority 400; policy accept;",
 		`tcp dport 5985-5986 goto guard comment "5985-5986/tcp cut"`,
 		`tcp dport 22 goto keep comment "22/tcp"`,
@@ -97,6 +97,7 @@ func TestListing(t *testing.T) {
 		"ct state established accept",
 		`iif "lo" accept`,
 		"fib daddr type unicast fib daddr . iif type unicast accept",
+		"fib daddr type unreachable fib daddr . iif type unreachable accept",
 		"ip saddr & 255.255.255.0 . meta l4proto . th dport @g4_24 accept",
 		"ip6 saddr & ffff:ffff:ffff:ffff:: . meta l4proto . th dport @g6_64 accept",
 		"ip saddr @x4_32 accept",

@@ -469,6 +469,13 @@ func specimens() []animal {
 vm nft 'table ip tp { chain pre { type filter hook prerouting priority mangle; ip daddr 203.0.113.7 udp dport 22 tproxy to :8022 meta mark set 7; }; }'`,
 			probes: []probe{from("OUT", "udp", "203.0.113.7", 22)},
 		}, {
+			// Between two others on its bridge, by a network the host has no route to.
+			name: "bridged without a route", alone: true, guard: both,
+			build: `ip -n $IN addr add fd31::2/64 dev c0 nodad preferred_lft 0
+ip -n $PEER addr add fd31::3/64 dev c0 nodad
+vm sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1`,
+			passes: []probe{from("IN", "tcp", "fd31::3", 22)},
+		}, {
 			name: "bridge port", alone: true, listen: []string{"VM udp 22"}, guard: both, doors: everyone,
 			build:  bridgePort,
 			probes: []probe{from("OUT", "tcp", fwtest.VM4, 22), from("OUT", "tcp", fwtest.VM6, 22), from("OUT", "long", fwtest.VM4, 22)},
