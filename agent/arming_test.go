@@ -72,6 +72,10 @@ func TestArming(t *testing.T) {
 	w.wantRecord()
 
 	// The kernel goes back with no agent to tell it.
+	w.mustArm(20 * time.Second)
+	if w.next != w.boot.Add(20*time.Second) {
+		t.Errorf("the next pass is in %v, want when the trial ends", w.next.Sub(w.boot))
+	}
 	w.mustArm(time.Minute)
 	w.wantOpen(bob, false)
 	w.boot, w.wall = w.boot.Add(time.Minute), w.wall.Add(time.Minute)
@@ -80,7 +84,15 @@ func TestArming(t *testing.T) {
 	w.mustPass(0)
 	w.wantOpen(bob, true)
 	w.wantMode(Observe)
-	w.wantRecord("guard.armed", "guard.reverted")
+	w.wantRecord("guard.armed", "guard.armed", "guard.reverted")
+
+	// A disk that takes nothing keeps no trial from ending.
+	w.mustArm(time.Minute)
+	w.record.fail = errors.New("disk full")
+	for range 3 {
+		w.pass(time.Minute)
+		w.wantOpen(bob, true)
+	}
 }
 
 // What was confirmed stands, over restarts and reboots; who armed stays

@@ -235,6 +235,8 @@ func TestArmingOnFullDisk(t *testing.T) {
 	_, stderr, code = h.command("arm", "confirm", "--config", h.config())
 	oneLine(t, stderr, code, "no space left")
 	h.opens(armFor+patience, ways("22/tcp", alice4))
+	h.until("the agent should observe again", func(s status) bool { return s.Mode == "observe" && s.Intact })
+	h.isOpen(ways("22/tcp", alice4))
 
 	// An agent that finds the disk full at its start observes as before.
 	h.kill()

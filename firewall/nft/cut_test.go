@@ -283,6 +283,19 @@ func TestNothingDroppedNothingReset(t *testing.T) {
 	g.want.Observe = false
 	g.open("10.64.0.1/32", "22/tcp", time.Hour)
 
+	// The opening ends after the trial did, and is found gone.
+	g.want.Trial = bootNow().Add(time.Second)
+	g.open("10.64.0.1/32", "22/tcp", 1500*time.Millisecond)
+	time.Sleep(1800 * time.Millisecond)
+	fwtest.In(t, pair.VM, func() {
+		if have, err := g.b.Observe(t.Context()); err != nil || len(have.Openings) > 0 {
+			t.Fatalf("%v, %v", err, have.Openings)
+		}
+	})
+	s.goesOn(t, "the trial is over")
+	g.want.Trial = 0
+	g.open("10.64.0.1/32", "22/tcp", time.Hour)
+
 	ports := g.want.Ports
 	g.want.Ports = fwtest.Ports(t, "23/tcp")
 	g.close("10.64.0.1/32", "22/tcp")
