@@ -49,9 +49,10 @@ func (w *world) wantMode(want Mode) {
 }
 
 func TestArming(t *testing.T) {
-	w := observingWorld(t)
+	w := observingWorld(t) // bob knocks at noon
+	w.mustPass(10 * time.Minute)
 	a := w.mustArm(time.Minute, armedBy, Session{netip.MustParseAddr("::ffff:10.0.0.9"), 22}, Session{netip.MustParseAddr("10.0.0.8"), 23})
-	if !slices.Equal(a.Admitted, []Session{armedBy}) || a.Back != Observe || a.Mode != Enforce || len(a.Denied) != 1 || a.Denied[0].Source != "10.0.0.2" {
+	if !slices.Equal(a.Admitted, []Session{armedBy}) || a.Back != Observe || a.Mode != Enforce || len(a.Denied) != 1 || a.Denied[0].Source != "10.0.0.2" || !a.Denied[0].Last.Equal(noon) {
 		t.Errorf("armed: %+v", a)
 	}
 	w.wantRecord("guard.armed")

@@ -84,7 +84,7 @@ func TestListing(t *testing.T) {
 		},
 	})
 	// Without /etc/protocols nft knows no names.
-	listing := strings.ReplaceAll(nftOutput(t, "list", "table", "inet", "jitgate"), " . 6 . ", " . tcp . ")
+	listing := strings.NewReplacer(" . 6 . ", " . tcp . ", "l4proto > 17 ", "l4proto > udp ").Replace(nftOutput(t, "list", "table", "inet", "jitgate"))
 	for _, want := range []string{
 		"type filter hook prerouting priority -199; policy accept;",
 		"type filter hook input priority 400; policy accept;",
