@@ -721,3 +721,37 @@ func TestSameIDAnotherGrant(t *testing.T) {
 	w.mustPass(time.Second)
 	w.wantRecord("document.admitted grants", "grant.opening a", "grant.opened a")
 }
+
+// nextTrust signs a trust document that raises the epoch of the grants and
+// leaves their key.
+func (w *world) nextTrust() []byte {
+	w.t.Helper()
+	v, err := policy.OpenPinnedTrust(w.trust.Encode(), w.trust.Digest())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	doc := v.Document()
+	doc.Version++
+	doc.Roles = slices.Clone(doc.Roles)
+	for i := range doc.Roles {
+		if doc.Roles[i].Name == policy.RoleGrant {
+			doc.Roles[i].Epoch++
+		}
+	}
+	return w.sign(policy.TypeTrust, policy.RoleRoot, doc.Encode())
+}
+
+// A list of an older epoch does not come back with a restart.
+func TestOlderEpochAfterRestart(t *testing.T) {
+	w := newWorld(t)
+	w.deliver()
+	w.list(w.grant("a", alice, 0, time.Hour))
+	w.mustPass(0)
+	w.wantOpen(alice, true)
+	w.put(Trust, w.nextTrust())
+	for range 2 {
+		w.pass(time.Second) // the list in the inbox is refused
+		w.wantOpen(alice, false)
+		w.restart()
+	}
+}
