@@ -755,3 +755,22 @@ func TestOlderEpochAfterRestart(t *testing.T) {
 		w.restart()
 	}
 }
+
+// What changed while no agent lived is recorded before it is carried out:
+// also a later end, and a second grant for a door that is open.
+func TestGrantsNewAfterRestart(t *testing.T) {
+	w := newWorld(t)
+	w.deliver()
+	a := w.grant("a", alice, 0, time.Hour)
+	w.list(a)
+	w.mustPass(0)
+	w.record.take()
+	a.End = a.End.Add(time.Hour)
+	w.list(a, w.grant("b", alice, 0, time.Minute))
+	w.restart()
+	w.mustPass(time.Second)
+	w.wantRecord("document.admitted grants", "grant.opening a", "grant.opening b", "grant.opened a", "grant.opened b")
+	w.restart()
+	w.mustPass(2 * time.Minute)
+	w.wantRecord()
+}
