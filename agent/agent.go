@@ -360,6 +360,9 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	if problem != nil {
 		plan = plan.ClosesOnly(a.have)
 	}
+	// Before the change: a kernel that carries it out and says that it did
+	// not, or a crash, must not have the ends drawn anew by a clock set back.
+	a.keep(w.horizon)
 	if !plan.Empty() {
 		if err := a.Backend.Apply(ctx, plan); err != nil {
 			a.known = false
@@ -376,7 +379,6 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 		story.always = append(story.always, repaired)
 		a.drift, a.culprit = false, firewall.Alteration{}
 	}
-	a.keep(w.horizon)
 	if problem != nil {
 		// Nothing opened. What was in force and still should be is.
 		maps.DeleteFunc(a.live, func(id string, _ granted) bool { _, ok := w.live[id]; return !ok })

@@ -774,3 +774,27 @@ func TestGrantsNewAfterRestart(t *testing.T) {
 	w.mustPass(2 * time.Minute)
 	w.wantRecord()
 }
+
+// The kernel opens and says that it did not, or the agent dies right then; a
+// clock set back before the next pass moves no end.
+func TestClockSetBackAfterLostAnswer(t *testing.T) {
+	for _, dies := range []bool{false, true} {
+		w := newWorld(t)
+		w.deliver()
+		w.mustPass(0)
+		w.list(w.grant("a", alice, -time.Minute, 2*time.Minute))
+		w.fake.After = func(firewall.Plan) error { return errors.New("ENOBUFS") }
+		if err := w.pass(0); err == nil {
+			t.Fatal("the answer arrived")
+		}
+		w.fake.After = nil
+		w.wall = w.wall.Add(-time.Minute)
+		if dies {
+			w.restart()
+		}
+		w.mustPass(time.Second)
+		w.wantOpen(alice, true)
+		w.mustPass(time.Minute)
+		w.wantOpen(alice, false)
+	}
+}
