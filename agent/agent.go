@@ -63,7 +63,8 @@ type Agent struct {
 	docs     documents
 	unread   error // the saved mark cannot be read: nothing opens
 	unsaved  [kinds]bool
-	dirty    bool // the mark is not on the disk yet
+	former   []byte // the trust document of the mark on the disk
+	dirty    bool   // the mark is not on the disk yet
 	saveErr  error
 
 	have     firewall.Observed
@@ -119,9 +120,15 @@ func (a *Agent) Load() {
 		saved = [kinds][]byte{}
 	}
 	a.mark, a.docs = m, restore(m.State, saved)
+	if a.docs.raw[Trust] == nil {
+		before := saved
+		before[Trust] = a.store.former()
+		a.docs = restore(m.State, before)
+	}
+	a.former = a.docs.raw[Trust]
 	for k := range kinds {
 		// A newer document than the mark: saved just before a crash.
-		if saved[k] != nil && a.docs.raw[k] == nil && a.admit(k, saved[k]) == nil {
+		if saved[k] != nil && !a.docs.delivered(k, saved[k]) && a.admit(k, saved[k]) == nil {
 			a.pending = append(a.pending, a.admitted(k))
 		}
 	}
@@ -262,11 +269,11 @@ func (a *Agent) save() {
 	if !a.dirty {
 		return
 	}
-	if err := a.store.save(a.mark, a.docs.raw, a.unsaved); err != nil {
+	if err := a.store.save(a.mark, a.docs.raw, a.unsaved, a.former); err != nil {
 		a.saveErr = policy.Refuse(policy.NotDurable, "%v", err)
 		return
 	}
-	a.unsaved, a.dirty, a.saveErr = [kinds]bool{}, false, nil
+	a.unsaved, a.dirty, a.saveErr, a.former = [kinds]bool{}, false, nil, a.docs.raw[Trust]
 }
 
 // guarded returns the ports to guard: those of the last policy this host

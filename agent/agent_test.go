@@ -798,3 +798,29 @@ func TestClockSetBackAfterLostAnswer(t *testing.T) {
 		w.wantOpen(alice, false)
 	}
 }
+
+// A crash between a trust document and its mark: the next agent still has the
+// document before, which says who may follow.
+func TestCrashBetweenTrustAndMark(t *testing.T) {
+	w := newWorld(t)
+	w.deliver()
+	w.mustPass(0)
+	block := filepath.Join(w.Settings.StateDir, "."+markFile+".new")
+	if err := os.Mkdir(block, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.put(Trust, w.nextTrust())
+	for range 2 { // what is tried again does not replace the former by the new one
+		if err := w.pass(time.Second); policy.CodeOf(err) != policy.NotDurable {
+			t.Fatalf("got %v, want not-durable", err)
+		}
+	}
+	if err := os.Remove(block); err != nil {
+		t.Fatal(err)
+	}
+	w.restart()
+	w.mustPass(time.Second)
+	if w.docs.trust.Version != 2 || w.mark.Trust.Version != 2 || w.docs.policy.Version != 1 {
+		t.Errorf("in force: trust %d (mark %d), policy %d", w.docs.trust.Version, w.mark.Trust.Version, w.docs.policy.Version)
+	}
+}
