@@ -6,7 +6,6 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -623,82 +622,6 @@ func TestBrokenState(t *testing.T) {
 			}
 		})
 	}
-}
-
-// Any schedule of grants, revocations, restarts, tampering, failures and
-// clock steps: what passes is covered by an admitted grant inside the policy.
-func TestRandomSchedules(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
-	sources := []string{"10.0.0.1/32", "10.0.0.2/32", "10.0.0.0/30", "192.0.2.1/32"}
-	for range 60 {
-		w := newWorld(t)
-		w.deliver()
-		var current []policy.Grant
-		stepped := false
-		for i := range 60 {
-			d := time.Duration(r.IntN(300)) * time.Second
-			switch r.IntN(10) {
-			case 0, 1, 2:
-				source := sources[r.IntN(len(sources))]
-				current = append(current, w.grant(fmt.Sprint("g", i), source, time.Duration(r.IntN(600)-300)*time.Second, time.Duration(1+r.IntN(14000))*time.Second))
-				w.list(current...)
-			case 3:
-				if len(current) > 0 {
-					current = slices.Delete(current, 0, 1)
-					w.list(current...)
-				}
-			case 4:
-				w.restart()
-			case 5:
-				w.fake.Tamper(r.IntN(2) == 0)
-				d = Resync
-			case 6:
-				w.record.fail = errors.New("disk full")
-			case 7:
-				w.record.fail = nil
-			case 8:
-				n := r.IntN(3)
-				w.fake.Fail = func(firewall.Plan) error {
-					if n--; n >= 0 {
-						return errors.New("ENOBUFS")
-					}
-					return nil
-				}
-			case 9:
-				if i > 40 && !stepped { // once: the oracle below only knows the time that passed
-					w.wall, stepped = w.wall.Add(-time.Duration(r.IntN(100))*time.Second), true
-				}
-			}
-			err := w.pass(d)
-			if err == nil {
-				err = w.pass(Resync) // tampering shows at the next look
-			}
-			if err != nil {
-				continue // the fake kernel may stand as a stranger left it
-			}
-			for _, s := range []string{"10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32", "10.0.0.9/32", "192.0.2.1/32"} {
-				if w.open(s) && !covered(current, s, w.wall, stepped) {
-					t.Fatalf("step %d: %s passes at %s with %v", i, s, w.wall, current)
-				}
-			}
-		}
-	}
-}
-
-// covered is the oracle: some grant of the list, inside the policy, is active.
-// After a clock step it allows for the hundred seconds the wall clock lost.
-func covered(list []policy.Grant, source string, now time.Time, stepped bool) bool {
-	a := netip.MustParsePrefix(source)
-	for _, g := range list {
-		inside := g.End.Sub(g.Start) <= 3*time.Hour && netip.MustParsePrefix("10.0.0.0/8").Contains(g.Sources[0].Addr())
-		begun := !now.Before(g.Start) || stepped && !now.Add(100*time.Second).Before(g.Start)
-		if inside && begun && now.Before(g.End) && g.Sources[0].Contains(a.Addr()) {
-			return true
-		}
-	}
-	return false
 }
 
 // The same id with another source or port is another grant: recorded before
