@@ -167,6 +167,8 @@ type ledger struct {
 	wrong     string
 }
 
+func newLedger() *ledger { return &ledger{intents: map[string]int{}, announced: map[string]bool{}} }
+
 // death is a process that ends in the middle of a pass.
 type death struct{}
 
@@ -213,11 +215,14 @@ func (l *ledger) look(p firewall.Plan) {
 // it, and the oracle that watches.
 type play struct {
 	*Agent
-	office *office
-	fake   *fwtest.Fake
-	ledger *ledger
-	oracle *oracle
-	past   history
+	office   *office
+	backend  firewall.Backend
+	protocol policy.Protocol // of the guarded ports
+	ports    []uint16
+	fake     *fwtest.Fake // the backend, where no real kernel is
+	ledger   *ledger
+	oracle   *oracle
+	past     history
 
 	lived time.Duration // since noon, on a clock nobody sets
 	off   time.Duration // how far the wall clock is from that
@@ -235,8 +240,10 @@ type play struct {
 }
 
 func newPlay(f *office, dir string) (*play, error) {
-	p := &play{office: f, ledger: &ledger{intents: map[string]int{}, announced: map[string]bool{}}, oracle: newOracle(), boot: firewall.BootTime(time.Hour)}
+	p := &play{office: f, ledger: newLedger(), oracle: newOracle(), boot: firewall.BootTime(time.Hour),
+		protocol: policy.TCP, ports: []uint16{22, 2222}}
 	p.fake = &fwtest.Fake{Now: func() firewall.BootTime { return p.boot }}
+	p.backend = p.fake
 	p.fake.Blind = func() error { return p.fault("blind", &p.fate.blind) }
 	p.fake.Fail = func(plan firewall.Plan) error {
 		p.ledger.look(plan)
@@ -264,16 +271,21 @@ func newPlay(f *office, dir string) (*play, error) {
 		}
 		return nil
 	}
-	inbox, state := filepath.Join(dir, "inbox"), filepath.Join(dir, "state")
-	if err := errors.Join(os.MkdirAll(inbox, 0o755), os.MkdirAll(state, 0o700)); err != nil {
-		return nil, err
-	}
-	p.Agent = &Agent{Settings: Settings{HostID: vm, Mode: Enforce, Guard: settingsPorts, InboxDir: inbox, StateDir: state, TrustPin: f.pin}}
-	p.begin()
-	if err := errors.Join(p.deliverTrust(), p.deliverPolicy(0), p.deliverList()); err != nil {
+	if err := p.settle(dir); err != nil {
 		return nil, err
 	}
 	return p, p.step()
+}
+
+// settle gives the first agent its directories and documents.
+func (p *play) settle(dir string) error {
+	inbox, state := filepath.Join(dir, "inbox"), filepath.Join(dir, "state")
+	if err := errors.Join(os.MkdirAll(inbox, 0o755), os.MkdirAll(state, 0o700)); err != nil {
+		return err
+	}
+	p.Agent = &Agent{Settings: Settings{HostID: vm, Mode: Enforce, Guard: settingsPorts, InboxDir: inbox, StateDir: state, TrustPin: p.office.pin}}
+	p.begin()
+	return errors.Join(p.deliverTrust(), p.deliverPolicy(0), p.deliverList())
 }
 
 // fault has the first fault that waits happen, if it is of that name.
@@ -291,7 +303,7 @@ func (p *play) now() instant {
 
 // begin puts a new agent in place of the one that died.
 func (p *play) begin() {
-	p.Agent = &Agent{Settings: p.Settings, Backend: p.fake, Audit: p.ledger, Log: hclog.NewNullLogger(),
+	p.Agent = &Agent{Settings: p.Settings, Backend: p.backend, Audit: p.ledger, Log: hclog.NewNullLogger(),
 		Clock: Clock{Wall: func() time.Time { return p.now().wall }, Boot: func() firewall.BootTime { return p.boot }, BootID: p.now().name}}
 	p.Load()
 	p.oracle.start(p.now())
@@ -363,7 +375,7 @@ var modelAddresses = func() (out []netip.Prefix) {
 func (p *play) check() error {
 	now := p.now()
 	for _, source := range modelAddresses {
-		for _, port := range []uint16{22, 2222} {
+		for _, port := range p.ports {
 			packet := firewall.Door{Source: source, Protocol: firewall.TCP, Port: port}
 			if !p.fake.Admits(packet) || !p.oracle.kernel.judges(packet, now) {
 				continue
@@ -475,8 +487,8 @@ var policyNames = []string{"usual", "narrow", "leases", "exempt", "young-lists",
 
 func (p *play) deliverPolicy(n int) error {
 	doc := policy.Policy{Header: p.header(Policy), Host: policy.Host{ID: vm}, MaxGrantsAge: 6 * time.Hour}
-	for _, port := range []uint16{22, 2222} {
-		doc.Ports = append(doc.Ports, policy.Port{Number: port, EndNumber: port, Protocol: policy.TCP, SessionsAtEnd: policy.Keep,
+	for _, port := range p.ports {
+		doc.Ports = append(doc.Ports, policy.Port{Number: port, EndNumber: port, Protocol: p.protocol, SessionsAtEnd: policy.Keep,
 			MaxRequestAccessDuration: 3 * time.Hour, AllowedSources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
 	}
 	modelPolicies[policyNames[n]](&doc)

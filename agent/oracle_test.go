@@ -182,7 +182,7 @@ func (m *mind) admit(f *paper, wall time.Time) {
 	case Policy:
 		m.guarded = nil
 		for _, p := range f.policy.Ports {
-			m.guarded = append(m.guarded, firewall.Port{Protocol: firewall.TCP, First: p.Number, Last: p.EndNumber})
+			m.guarded = append(m.guarded, firewall.Port{Protocol: wire(p.Protocol), First: p.Number, Last: p.EndNumber})
 		}
 	case Grants:
 		listed := map[string]bool{}
@@ -213,12 +213,12 @@ func (o *oracle) save() {
 		if !o.mind.unsaved[k] {
 			continue
 		}
+		if now := o.disk.papers[k]; k == Trust && now != nil && now == o.disk.newest[k] {
+			o.former = now // kept first, in a file of its own
+		}
 		if o.full.papers {
 			o.broken = true
 			return
-		}
-		if now := o.disk.papers[k]; k == Trust && now == o.disk.newest[k] {
-			o.former = now
 		}
 		o.disk.papers[k] = o.mind.papers[k]
 	}
@@ -316,7 +316,8 @@ func (o *oracle) judge(now instant) verdict {
 		limit = min(limit, v.settle(o.horizon, "document grants", g.expires, now))
 		limit = min(limit, v.settle(o.horizon, "document maxGrantsAge", g.issued.Add(rules.MaxGrantsAge), now))
 		for _, x := range g.grants {
-			if !inside(rules, x) || o.mind.void[x.ID] {
+			entry, ok := inside(rules, x)
+			if !ok || o.mind.void[x.ID] {
 				continue
 			}
 			until := min(limit, v.settle(o.horizon, "grant "+x.ID, x.End, now))
@@ -328,7 +329,7 @@ func (o *oracle) judge(now instant) verdict {
 			}
 			v.live[x.ID] = x
 			for _, s := range x.Sources {
-				open(firewall.Door{Source: s, Protocol: firewall.TCP, Port: x.Number}, until, true, begun)
+				open(firewall.Door{Source: s, Protocol: wire(entry.Protocol), Port: x.Number}, until, true, begun)
 			}
 		}
 	}
@@ -338,8 +339,18 @@ func (o *oracle) judge(now instant) verdict {
 	return v
 }
 
-// inside reports whether a grant is within the bounds of a policy.
-func inside(p policy.Policy, g policy.Grant) bool {
+// wire is a protocol of a policy as packets have it. The policies here name
+// one.
+func wire(p policy.Protocol) firewall.Protocol {
+	if p == policy.UDP {
+		return firewall.UDP
+	}
+	return firewall.TCP
+}
+
+// inside reports whether a grant is within the bounds of a policy, and of
+// which port.
+func inside(p policy.Policy, g policy.Grant) (policy.Port, bool) {
 	for _, e := range p.Ports {
 		if g.Number < e.Number || g.Number > e.EndNumber {
 			continue
@@ -347,12 +358,12 @@ func inside(p policy.Policy, g policy.Grant) bool {
 		for _, s := range g.Sources {
 			within := slices.ContainsFunc(e.AllowedSources, func(a netip.Prefix) bool { return a.Bits() <= s.Bits() && a.Contains(s.Addr()) })
 			if !within || s.Bits() < p.NarrowestPrefix4 {
-				return false
+				return e, false
 			}
 		}
-		return g.End.Sub(g.Start) <= e.MaxRequestAccessDuration
+		return e, g.End.Sub(g.Start) <= e.MaxRequestAccessDuration
 	}
-	return false
+	return policy.Port{}, false
 }
 
 // pass is one pass of the agent, as the world let it go. It returns what is to
