@@ -237,6 +237,9 @@ func (a *Agent) admit(k Kind, raw []byte) error {
 		return err
 	}
 	a.docs, a.mark.State = docs, state
+	if k == Trust && a.former == nil {
+		a.former = raw // the one the mark names, which was lost, or the first
+	}
 	if k == Policy {
 		a.mark.Guarded = formatPorts(guardedPorts(docs.policy))
 	}

@@ -19,7 +19,8 @@ type oracle struct {
 	inbox  [kinds]*paper
 	mind   mind   // of the agent that lives
 	disk   mind   // what the next one will find
-	former *paper // the trust document before the one on the disk
+	first  *paper // the trust document this agent began with, until it saved another
+	former *paper // the one before that on the disk
 	full   disks
 	broken bool // what is to be saved could not be
 
@@ -117,7 +118,7 @@ func (o *oracle) start(now instant) {
 			m.papers[k] = f
 		}
 	}
-	o.mind = m
+	o.mind, o.first = m, m.papers[Trust]
 	for k := range kinds {
 		// But it may be newer than the mark: the process died in between.
 		if files[k] != nil && o.mind.papers[k] != files[k] {
@@ -209,12 +210,15 @@ func (o *oracle) save() {
 	if !o.mind.dirty {
 		return
 	}
+	if o.first == nil {
+		o.first = o.mind.papers[Trust]
+	}
 	for k := range kinds {
 		if !o.mind.unsaved[k] {
 			continue
 		}
-		if now := o.disk.papers[k]; k == Trust && now != nil && now == o.disk.newest[k] {
-			o.former = now // kept first, in a file of its own
+		if k == Trust && o.first != o.mind.papers[k] {
+			o.former = o.first // kept first, in a file of its own
 		}
 		if o.full.papers {
 			o.broken = true
@@ -226,7 +230,7 @@ func (o *oracle) save() {
 		o.broken = true
 		return
 	}
-	o.broken, o.mind.dirty, o.mind.unsaved = false, false, [kinds]bool{}
+	o.broken, o.mind.dirty, o.mind.unsaved, o.first = false, false, [kinds]bool{}, o.mind.papers[Trust]
 	files := o.disk.papers
 	o.disk = o.mind
 	o.disk.papers = files
@@ -425,7 +429,7 @@ func (o *oracle) closing(next guard) guard {
 	next.openings = both
 	if had.ports != nil {
 		next.ports = append(slices.Clone(next.ports), had.ports...)
-		if !had.observe && had.trial == 0 {
+		if commanded := next.observe && o.mode.mode == Observe; !had.observe && had.trial == 0 && !commanded {
 			next.observe, next.trial = false, 0
 		}
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -77,7 +78,7 @@ func (s store) save(m mark, documents [kinds][]byte, changed [kinds]bool, former
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
-	if changed[Trust] && former != nil {
+	if changed[Trust] && former != nil && !bytes.Equal(former, documents[Trust]) {
 		if err := writeFile(s.dir, formerFile, former, 0o600); err != nil {
 			return err
 		}
