@@ -358,8 +358,8 @@ func (p *play) passOf(call func() error) error {
 	}
 	if mode := p.oracle.mode.mode; lived && p.fate == (fate{}) && !p.oracle.mode.trial && (mode == Observe || mode == Off) {
 		// A command that stops the dropping waits for no disk.
-		if packet := (firewall.Door{Source: netip.MustParsePrefix("203.0.113.1/32"), Protocol: firewall.TCP, Port: 22}); !p.fake.Admits(packet) {
-			return fmt.Errorf("mode %s, and %s does not pass", mode, packet)
+		if !p.fake.Admits(stranger) {
+			return fmt.Errorf("mode %s, and %s does not pass", mode, stranger)
 		}
 	}
 	if clean && lived && p.tampered == 0 {
@@ -377,9 +377,15 @@ var modelAddresses = func() (out []netip.Prefix) {
 	return out
 }()
 
+// stranger is a packet that no grant and no exemption ever covers.
+var stranger = firewall.Door{Source: netip.MustParsePrefix("203.0.113.1/32"), Protocol: firewall.TCP, Port: 22}
+
 // check sends a packet from everywhere to everything.
 func (p *play) check() error {
 	now := p.now()
+	if trial := p.oracle.kernel.trial; trial != 0 && p.boot >= trial.Add(tolerance) && !p.fake.Admits(stranger) {
+		return errors.New("the trial is over, and the guard drops")
+	}
 	for _, source := range modelAddresses {
 		for _, port := range p.ports {
 			packet := firewall.Door{Source: source, Protocol: firewall.TCP, Port: port}
