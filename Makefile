@@ -15,7 +15,7 @@ export GOFLAGS = -buildvcs=false
 export PATH := $(shell ./setup.sh path):$(PATH)
 GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
 
-.PHONY: help setup build test race fuzz bench demo lint cross check package clean
+.PHONY: help setup build test model race fuzz bench demo lint cross check package clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -29,8 +29,11 @@ build: setup ## build bin/jitgate for this machine
 test: build ## run every test; as root this includes those on the real kernel
 	go test $(TESTFLAGS) ./...
 
+model: setup ## 100,000 random schedules of the agent against an oracle
+	JITGATE_SCHEDULES=100000 go test -count=1 -timeout 60m -v -run 'TestRandomSchedules$$' ./agent
+
 race: setup ## the tests under the race detector
-	CGO_ENABLED=1 go test $(TESTFLAGS) -race ./...
+	CGO_ENABLED=1 JITGATE_SCHEDULES=300 go test $(TESTFLAGS) -race ./...
 
 fuzz: setup ## fuzz every parser for FUZZTIME each
 	@./testdata/fuzz.sh $(FUZZTIME)

@@ -63,7 +63,8 @@ type Agent struct {
 	docs     documents
 	unread   error // the saved mark cannot be read: nothing opens
 	unsaved  [kinds]bool
-	dirty    bool // the mark is not on the disk yet
+	former   []byte // the trust document of the mark on the disk
+	dirty    bool   // the mark is not on the disk yet
 	saveErr  error
 
 	have     firewall.Observed
@@ -120,9 +121,15 @@ func (a *Agent) Load() {
 		saved = [kinds][]byte{}
 	}
 	a.mark, a.docs = m, restore(m.State, saved)
+	if a.docs.raw[Trust] == nil {
+		before := saved
+		before[Trust] = a.store.former()
+		a.docs = restore(m.State, before)
+	}
+	a.former = a.docs.raw[Trust]
 	for k := range kinds {
 		// A newer document than the mark: saved just before a crash.
-		if saved[k] != nil && a.docs.raw[k] == nil && a.admit(k, saved[k]) == nil {
+		if saved[k] != nil && !a.docs.delivered(k, saved[k]) && a.admit(k, saved[k]) == nil {
 			a.pending = append(a.pending, a.admitted(k))
 		}
 	}
@@ -231,6 +238,9 @@ func (a *Agent) admit(k Kind, raw []byte) error {
 		return err
 	}
 	a.docs, a.mark.State = docs, state
+	if k == Trust && a.former == nil {
+		a.former = raw // the one the mark names, which was lost, or the first
+	}
 	if k == Policy {
 		a.mark.Guarded = formatPorts(guardedPorts(docs.policy))
 	}
@@ -263,11 +273,11 @@ func (a *Agent) save() {
 	if !a.dirty {
 		return
 	}
-	if err := a.store.save(a.mark, a.docs.raw, a.unsaved); err != nil {
+	if err := a.store.save(a.mark, a.docs.raw, a.unsaved, a.former); err != nil {
 		a.saveErr = policy.Refuse(policy.NotDurable, "%v", err)
 		return
 	}
-	a.unsaved, a.dirty, a.saveErr = [kinds]bool{}, false, nil
+	a.unsaved, a.dirty, a.saveErr, a.former = [kinds]bool{}, false, nil, a.docs.raw[Trust]
 }
 
 // guarded returns the ports to guard: those of the last policy this host
@@ -359,8 +369,15 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 		problem = a.recordIntents(ctx, story.intents)
 	}
 	if problem != nil {
+		observe := plan.Observe && a.standing.Mode == Observe
 		plan = plan.ClosesOnly(a.have)
+		if observe { // root said so: who needs to get in does not wait for a disk
+			plan.Observe, plan.Trial = true, 0
+		}
 	}
+	// Before the change: a kernel that carries it out and says that it did
+	// not, or a crash, must not have the ends drawn anew by a clock set back.
+	a.keep(w.horizon)
 	if !plan.Empty() {
 		if err := a.Backend.Apply(ctx, plan); err != nil {
 			a.known = false
@@ -377,7 +394,6 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 		story.always = append(story.always, repaired)
 		a.drift, a.culprit = false, firewall.Alteration{}
 	}
-	a.keep(w.horizon)
 	if problem != nil {
 		// Nothing opened. What was in force and still should be is.
 		maps.DeleteFunc(a.live, func(id string, _ granted) bool { _, ok := w.live[id]; return !ok })

@@ -272,6 +272,14 @@ func TestDisarming(t *testing.T) {
 		t.Errorf("disarmed, not recorded: %v", err)
 	}
 	w.wantOpen(bob, true)
+
+	w = newWorld(t)
+	w.mustPass(0)
+	w.record.fail = errors.New("disk full")
+	if err := w.disarm(t.Context(), "uid 0", Observe); err == nil || strings.Count(err.Error(), "disk full") != 1 {
+		t.Errorf("disarmed, not recorded: %v", err)
+	}
+	w.wantOpen(bob, true)
 }
 
 // A saved mode that cannot be read is the one that drops.

@@ -91,11 +91,17 @@ func (d documents) reverify() documents {
 	if _, err := policy.OpenPolicy(d.raw[Policy], d.trust); err != nil {
 		d.policy, d.raw[Policy] = policy.Policy{}, nil
 	}
-	role, _ := d.trust.Role(policy.RoleGrant)
-	if _, err := policy.OpenGrants(d.raw[Grants], d.trust); err != nil || d.grants.Epoch != role.Epoch {
+	if _, err := policy.OpenGrants(d.raw[Grants], d.trust); err != nil || !d.currentEpoch(d.grants) {
 		d.grants, d.raw[Grants] = policy.Grants{}, nil
 	}
 	return d
+}
+
+// currentEpoch reports whether g counts its versions in the epoch that the
+// trust document in force says.
+func (d documents) currentEpoch(g policy.Grants) bool {
+	role, _ := d.trust.Role(policy.RoleGrant)
+	return g.Epoch == role.Epoch
 }
 
 // restore puts saved documents back in force, each only if it is the one the
@@ -109,7 +115,7 @@ func restore(s policy.State, saved [kinds][]byte) documents {
 	if v, err := policy.OpenPolicy(saved[Policy], d.trust); err == nil && v.Digest() == s.Policy.Digest {
 		d.policy, d.raw[Policy] = v.Document(), saved[Policy]
 	}
-	if v, err := policy.OpenGrants(saved[Grants], d.trust); err == nil && v.Digest() == s.Grants.Digest {
+	if v, err := policy.OpenGrants(saved[Grants], d.trust); err == nil && v.Digest() == s.Grants.Digest && d.currentEpoch(v.Document()) {
 		d.grants, d.raw[Grants] = v.Document(), saved[Grants]
 	}
 	return d

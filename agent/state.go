@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,10 @@ const (
 	markFile    = "mark.json"
 	horizonFile = "horizon.json"
 	modeFile    = "mode.json"
+	// formerFile is the trust document before trust.json. Without it a crash
+	// between a new one and its mark would leave nobody to say who may follow
+	// the old one.
+	formerFile = "trust.former.json"
 )
 
 // mark is what the agent must not forget across a restart. It is written
@@ -56,13 +61,27 @@ func (s store) load() (m mark, documents [kinds][]byte, err error) {
 	return m, documents, nil
 }
 
+// former returns the trust document that was replaced last, or nil.
+func (s store) former() []byte {
+	raw, err := os.ReadFile(filepath.Join(s.dir, formerFile))
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
 // save makes changed documents and the mark durable, the documents first: a
 // crash in between leaves a document newer than the mark, which is admitted
 // again at the next start. The other way round the mark would ask for a
-// document nobody has.
-func (s store) save(m mark, documents [kinds][]byte, changed [kinds]bool) error {
+// document nobody has. former is the trust document of the mark on the disk.
+func (s store) save(m mark, documents [kinds][]byte, changed [kinds]bool, former []byte) error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
+	}
+	if changed[Trust] && former != nil && !bytes.Equal(former, documents[Trust]) {
+		if err := writeFile(s.dir, formerFile, former, 0o600); err != nil {
+			return err
+		}
 	}
 	for k := range kinds {
 		if !changed[k] {

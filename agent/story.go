@@ -19,11 +19,15 @@ type story struct {
 // narrate compares the grants in force before and after a pass.
 func (a *Agent) narrate(plan firewall.Plan, w wanted) story {
 	var s story
-	opens := map[string]bool{}
+	opens := map[string]bool{} // or goes on for longer than it was to
 	for _, c := range plan.Open {
-		if c.Was == 0 {
+		if c.Until > c.Was {
 			opens[c.Label] = true
 		}
+	}
+	held := map[string]bool{}
+	for _, end := range a.have.Openings {
+		held[end.Label] = true
 	}
 	for _, v := range w.decision.Verdicts {
 		id := v.Grant.ID
@@ -34,7 +38,7 @@ func (a *Agent) narrate(plan firewall.Plan, w wanted) story {
 		}
 		// After a restart the kernel still holds what was opened and recorded
 		// before.
-		if !a.applied && !opens[id] {
+		if !a.applied && held[id] && !opens[id] {
 			continue
 		}
 		s.intents = append(s.intents, grantEvent(audit.GrantOpening, v))

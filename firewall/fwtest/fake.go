@@ -20,6 +20,12 @@ type Fake struct {
 	// Fail, if not nil, is asked before every Apply; its error is returned
 	// and nothing changes.
 	Fail func(firewall.Plan) error
+	// After, if not nil, is asked after every Apply that changed something;
+	// its error is returned although the change stands, as where the answer
+	// of a kernel was lost.
+	After func(firewall.Plan) error
+	// Blind, if not nil, is asked before every Observe; its error is returned.
+	Blind func() error
 	// Applied counts the plans that were carried out.
 	Applied int
 
@@ -38,6 +44,11 @@ var ErrForever = errors.New("fake: an opening without an end")
 
 // Observe implements firewall.Backend.
 func (f *Fake) Observe(context.Context) (firewall.Observed, error) {
+	if f.Blind != nil {
+		if err := f.Blind(); err != nil {
+			return firewall.Observed{}, err
+		}
+	}
 	f.expire()
 	o := firewall.Observed{Ruleset: f.rules, Intact: f.exists && !f.broken}
 	o.Openings = maps.Clone(f.rules.Openings)
@@ -67,8 +78,14 @@ func (f *Fake) Apply(_ context.Context, p firewall.Plan) error {
 	f.broken = f.broken && !p.Rules
 	f.Applied++
 	f.expire()
+	if f.After != nil {
+		return f.After(p)
+	}
 	return nil
 }
+
+// Whole reports whether a guard stands that nobody broke.
+func (f *Fake) Whole() bool { return f.exists && !f.broken }
 
 // Tamper does what a stranger with root can: it flushes the rules, and with
 // all set the openings too.
@@ -77,6 +94,14 @@ func (f *Fake) Tamper(all bool) {
 	if all {
 		f.rules.Openings = nil
 	}
+}
+
+// Insert does what a stranger with root can: it adds an opening.
+func (f *Fake) Insert(door firewall.Door, end firewall.End) {
+	if f.rules.Openings == nil {
+		f.rules.Openings = map[firewall.Door]firewall.End{}
+	}
+	f.rules.Openings[door] = end
 }
 
 // Sleep lets the platform sleep for d: its timeouts stand still meanwhile, as
