@@ -43,6 +43,7 @@ func measurements() []measurement {
 		{"exec", measureExec},
 		{"cold", measureCold},
 		{"change", measureChange},
+		{"packet", measurePacket},
 		{"process", measureProcess},
 	}
 }
