@@ -33,12 +33,13 @@ type lane struct {
 // costs are CPU times for one datagram or connection, round by round.
 type costs struct{ ofAnswered, ofOneWay, ofConnect sample }
 
-// wire is a connected UDP socket and the one that receives from it.
+// wire is a connected UDP socket and the one that receives from it. The zero
+// wire is not laid yet.
 type wire struct{ from, to int }
 
 // newLane leads into inside, which it takes over.
 func newLane(inside *world) (l *lane, err error) {
-	l = &lane{inside: inside, listener: -1, answered: wire{-1, -1}, oneWay: wire{-1, -1}}
+	l = &lane{inside: inside}
 	defer func() {
 		if err != nil {
 			l.close()
@@ -59,10 +60,10 @@ func newLane(inside *world) (l *lane, err error) {
 }
 
 func (l *lane) close() {
-	for _, fd := range []int{l.listener, l.answered.from, l.answered.to, l.oneWay.from, l.oneWay.to} {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
+	l.answered.close()
+	l.oneWay.close()
+	if l.listener > 0 {
+		unix.Close(l.listener)
 	}
 	if l.outside != nil {
 		l.outside.close()
@@ -99,6 +100,14 @@ func (w *wire) lay(to, from *world, port int) error {
 			}
 			return unix.Connect(w.from, inside(port))
 		}))
+}
+
+func (w *wire) close() {
+	for _, fd := range []int{w.from, w.to} {
+		if fd > 0 {
+			unix.Close(fd)
+		}
+	}
 }
 
 func datagramSocket() (int, error) {

@@ -44,6 +44,8 @@ func measurements() []measurement {
 		{"cold", measureCold},
 		{"change", measureChange},
 		{"packet", measurePacket},
+		{"repair", measureRepair},
+		{"cut", measureCut},
 		{"process", measureProcess},
 	}
 }
