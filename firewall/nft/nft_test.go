@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -219,6 +220,9 @@ func TestRepair(t *testing.T) {
 			}
 			if firewall.Diff(have, want).Empty() {
 				t.Fatal("the attack is not seen")
+			}
+			if name == "flush chain" && !slices.Equal(have.Ports, want.Ports) {
+				t.Errorf("the base chain is empty, and the ports are forgotten: %v", have.Ports)
 			}
 			repair(t, b, have, want)
 		})
