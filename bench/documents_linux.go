@@ -16,12 +16,13 @@ const hostID = "bench"
 type realm struct {
 	start   time.Time
 	trust   policy.Trust
+	ports   []policy.Port
 	keys    map[policy.Role]ed25519.PrivateKey
 	version uint64 // of the last list of grants
 }
 
-func newRealm() (*realm, error) {
-	r := &realm{start: time.Now().UTC().Truncate(time.Second), keys: map[policy.Role]ed25519.PrivateKey{}}
+func newRealm(ports []policy.Port) (*realm, error) {
+	r := &realm{start: time.Now().UTC().Truncate(time.Second), ports: ports, keys: map[policy.Role]ed25519.PrivateKey{}}
 	r.trust.Header = r.header(1)
 	for _, name := range []policy.Role{policy.RoleRoot, policy.RolePolicy, policy.RoleGrant} {
 		public, private, err := ed25519.GenerateKey(rand.Reader)
@@ -52,12 +53,15 @@ func (r *realm) sealedTrust() (envelope []byte, pin policy.Digest, err error) {
 	return e.Encode(), e.Digest(), err
 }
 
-// sealedPolicy guards port 22 and allows any source.
-func (r *realm) sealedPolicy() ([]byte, error) {
+// guardedPort allows any source.
+func guardedPort(number uint16, protocol policy.Protocol, atEnd policy.Sessions) policy.Port {
 	anywhere := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-	p := policy.Policy{Header: r.header(1), Host: policy.Host{ID: hostID}, MaxGrantsAge: policy.DefaultMaxGrantsAge,
-		Ports: []policy.Port{{Number: 22, EndNumber: 22, Protocol: policy.TCP, AllowedSources: anywhere,
-			MaxRequestAccessDuration: 3 * time.Hour, SessionsAtEnd: policy.Keep}}}
+	return policy.Port{Number: number, EndNumber: number, Protocol: protocol, AllowedSources: anywhere,
+		MaxRequestAccessDuration: 3 * time.Hour, SessionsAtEnd: atEnd}
+}
+
+func (r *realm) sealedPolicy() ([]byte, error) {
+	p := policy.Policy{Header: r.header(1), Host: policy.Host{ID: hostID}, MaxGrantsAge: policy.DefaultMaxGrantsAge, Ports: r.ports}
 	e := policy.Envelope{Type: policy.TypePolicy, Payload: p.Encode()}
 	err := e.Sign(r.keys[policy.RolePolicy])
 	return e.Encode(), err

@@ -49,7 +49,7 @@ type execFigures struct {
 }
 
 func measureExecAt(ctx context.Context, o options, openings, runs int) (m execFigures, err error) {
-	direct, err := newDirect(openings)
+	direct, err := newDirect(openings, ssh)
 	if err != nil {
 		return m, err
 	}
@@ -134,6 +134,8 @@ func timeNft(w *world, scratch, script string) (took time.Duration, err error) {
 	return took, err
 }
 
+var ssh = firewall.Port{Protocol: firewall.TCP, First: 22, Last: 22}
+
 // direct is jitgate's own backend, in a world of its own.
 type direct struct {
 	*world
@@ -141,12 +143,13 @@ type direct struct {
 	ports   []firewall.Port
 }
 
-func newDirect(openings int) (*direct, error) {
+// newDirect guards ports, ssh among them, and opens ssh for so many sources.
+func newDirect(openings int, ports ...firewall.Port) (*direct, error) {
 	w, err := newWorld()
 	if err != nil {
 		return nil, err
 	}
-	d := &direct{world: w, ports: []firewall.Port{{Protocol: firewall.TCP, First: 22, Last: 22}}}
+	d := &direct{world: w, ports: firewall.Union(ports, nil)}
 	p := firewall.Plan{Rules: true, Ports: d.ports}
 	for i := range openings {
 		p.Open = append(p.Open, d.change(i))
@@ -187,10 +190,15 @@ func (d *direct) open(i int) (took time.Duration, err error) {
 }
 
 func (d *direct) close() {
-	if d.backend != nil {
-		if err := d.backend.Close(); err != nil {
-			fmt.Fprintln(os.Stderr, "bench: close the backend:", err)
-		}
-	}
+	d.closeBackend()
 	d.world.close()
+}
+
+func (d *direct) closeBackend() {
+	if d.backend == nil {
+		return
+	}
+	if err := d.backend.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: close the backend:", err)
+	}
 }

@@ -24,23 +24,46 @@ type host struct {
 	*world
 	*listener
 	realm   *realm
+	program string
 	dir     string
 	process *exec.Cmd
 	log     *os.File
 	size    int // bytes of the last envelope
 }
 
-// startHost starts an agent whose inbox and state are in dir. It returns once
-// the agent has opened what a first list says, and closed it again. The
-// socket's path has a short limit, so it goes to its own directory.
+// startHost starts an agent that guards port 22, with inbox and state in dir.
+// It returns once the agent has opened what a first list says, and closed it
+// again.
 func startHost(ctx context.Context, program, dir, socketDir string) (h *host, err error) {
-	h = &host{dir: dir}
+	if h, err = newHost(program, dir, socketDir, guardedPort(22, policy.TCP, policy.Keep)); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			h.close()
 		}
 	}()
-	if h.realm, err = newRealm(); err != nil {
+	if err := h.startAgent(); err != nil {
+		return h, err
+	}
+	first := sources(1<<20, 1)[0]
+	if _, err := h.deliver(ctx, []policy.Grant{h.realm.grant("first", first)}, 1, added(agentTable, sshFrom(first))); err != nil {
+		return h, err
+	}
+	_, err = h.deliver(ctx, nil, 1, anyDeleted(agentTable))
+	return h, err
+}
+
+// newHost makes a host without an agent. The path of the agent's socket has a
+// short limit, so it goes to its own directory.
+func newHost(program, dir, socketDir string, ports ...policy.Port) (h *host, err error) {
+	h = &host{program: program, dir: dir}
+	defer func() {
+		if err != nil {
+			h.close()
+		}
+	}()
+	if h.realm, err = newRealm(ports); err != nil {
 		return h, err
 	}
 	if err := h.writeFiles(socketDir); err != nil {
@@ -52,27 +75,30 @@ func startHost(ctx context.Context, program, dir, socketDir string) (h *host, er
 	if h.listener, err = h.listen(); err != nil {
 		return h, err
 	}
-	if h.log, err = os.Create(filepath.Join(dir, "agent.log")); err != nil {
-		return h, err
-	}
-	c := exec.Command(program, "agent", "run", "--config", h.config())
-	c.Stdout, c.Stderr = h.log, h.log
-	if err := h.start(c); err != nil {
-		return h, err
-	}
-	h.process = c
-	first := sources(1<<20, 1)[0]
-	if _, err := h.deliver(ctx, []policy.Grant{h.realm.grant("first", first)}, 1, added(agentTable, sshFrom(first))); err != nil {
-		return h, err
-	}
-	_, err = h.deliver(ctx, nil, 1, anyDeleted(agentTable))
+	h.log, err = os.Create(filepath.Join(dir, "agent.log"))
 	return h, err
 }
 
-func (h *host) close() {
+func (h *host) startAgent() error {
+	c := exec.Command(h.program, "agent", "run", "--config", h.config())
+	c.Stdout, c.Stderr = h.log, h.log
+	if err := h.start(c); err != nil {
+		return err
+	}
+	h.process = c
+	return nil
+}
+
+// killAgent leaves the guard to the kernel.
+func (h *host) killAgent() {
 	if h.process != nil {
 		stop(h.process)
+		h.process = nil
 	}
+}
+
+func (h *host) close() {
+	h.killAgent()
 	if h.log != nil {
 		h.log.Close()
 	}
@@ -120,11 +146,18 @@ func (h *host) deliver(ctx context.Context, list []policy.Grant, n int, matches 
 	if err != nil {
 		return 0, err
 	}
+	at, err := h.awaitAgent(ctx, n, matches)
+	return at - from, err
+}
+
+// awaitAgent is await for what the agent is to do: it knows where to look if
+// it does not.
+func (h *host) awaitAgent(ctx context.Context, n int, matches func(event) bool) (time.Duration, error) {
 	at, err := h.await(ctx, n, matches)
 	if err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("list %d: %w; the agent's log:\n%s", h.realm.version, err, h.logTail())
 	}
-	return at - from, err
+	return at, err
 }
 
 // send renames a new list of grants into the inbox.

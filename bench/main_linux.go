@@ -1,6 +1,6 @@
 // The benchmark of jitgate: what `make bench` prints and docs/performance.md
 // shows. It needs root and nft, changes nothing outside network namespaces of
-// its own, and takes about two minutes.
+// its own, and takes about three minutes.
 //
 // Machines differ, and a shared one differs from minute to minute. So each
 // figure is measured in turns with something beside it on the same machine,
@@ -43,6 +43,9 @@ func measurements() []measurement {
 		{"exec", measureExec},
 		{"cold", measureCold},
 		{"change", measureChange},
+		{"packet", measurePacket},
+		{"repair", measureRepair},
+		{"cut", measureCut},
 		{"process", measureProcess},
 	}
 }

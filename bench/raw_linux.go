@@ -52,6 +52,34 @@ func addBatch(table string, elements []rawElement) []byte {
 	return control(b, unix.NFNL_MSG_BATCH_END)
 }
 
+// deleteBatch is the transaction that deletes a table.
+func deleteBatch(table string) []byte {
+	b := control(nil, unix.NFNL_MSG_BATCH_BEGIN)
+	b = tableMessage(b, unix.NFT_MSG_DELTABLE, table, "")
+	return control(b, unix.NFNL_MSG_BATCH_END)
+}
+
+// emptyBatch is the transaction that takes a chain's rules out, and every
+// element of table's hostSet.
+func emptyBatch(table, chain string) []byte {
+	b := control(nil, unix.NFNL_MSG_BATCH_BEGIN)
+	b = tableMessage(b, unix.NFT_MSG_DELRULE, table, chain)
+	b = setMessage(b, unix.NFT_MSG_DELSETELEM, 0, table, nil)
+	return control(b, unix.NFNL_MSG_BATCH_END)
+}
+
+// tableMessage is about a table or, if chain names one, about its rules.
+func tableMessage(b []byte, typ uint16, table, chain string) []byte {
+	return message(b, messageType(typ), 0, unix.NFPROTO_INET, 0, func(b []byte) []byte {
+		// Attribute 1 names the table in messages about either.
+		b = attribute(b, unix.NFTA_TABLE_NAME, append([]byte(table), 0))
+		if chain != "" {
+			b = attribute(b, unix.NFTA_RULE_CHAIN, append([]byte(chain), 0))
+		}
+		return b
+	})
+}
+
 // flushBatch is the transaction that empties table's hostSet.
 func flushBatch(table string) []byte {
 	b := control(nil, unix.NFNL_MSG_BATCH_BEGIN)

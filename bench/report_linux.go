@@ -95,9 +95,24 @@ func (s sample) String() string {
 // over returns the ratio of the medians.
 func (s sample) over(t sample) float64 { return float64(s.median()) / float64(t.median()) }
 
-// span writes d in three digits or so, in µs below 10 ms.
+// roundByRound returns the median of the ratios of measurements that were
+// made right after one another, and where most of them lie: p10 and p90. What
+// makes the machine slow for a while is slow for both.
+func (s sample) roundByRound(t sample) (median, low, high float64) {
+	ratios := make([]float64, len(s))
+	for i := range s {
+		ratios[i] = float64(s[i]) / float64(t[i])
+	}
+	slices.Sort(ratios)
+	n := len(ratios)
+	return ratios[n/2], ratios[n/10], ratios[n-1-n/10]
+}
+
+// span writes d in three digits or so, in µs from 10 µs to 10 ms.
 func span(d time.Duration) string {
 	switch {
+	case d < 10*time.Microsecond:
+		return fmt.Sprintf("%d ns", d.Nanoseconds())
 	case d < 10*time.Millisecond:
 		return fmt.Sprintf("%d µs", d.Microseconds())
 	case d < 100*time.Millisecond:

@@ -68,7 +68,12 @@ func listener(process, address string, port uint16) Listener {
 // guard is the guard's own table.
 func guard() Table {
 	return Table{Family: "inet", Name: "jitgate", Handle: 3, Owner: 77, Persist: true, Chains: []Chain{
-		{Name: "pre", Hook: "prerouting", Priority: -150, Type: "filter", Rules: []Rule{{Action: Goto, Target: "keep", Matches: []Match{tcp, port(22, 22)}}}},
+		{Name: "pre", Hook: "prerouting", Priority: -150, Type: "filter", Rules: []Rule{
+			{Action: Goto, Target: "tcp_ports", Matches: []Match{tcp}},
+			{Action: Goto, Target: "others", Matches: []Match{{Field: FieldProto, Values: []Range{{18, 255}}}}},
+		}},
+		{Name: "tcp_ports", Rules: []Rule{{Action: Goto, Target: "keep", Matches: []Match{port(22, 22)}}}},
+		{Name: "others", Rules: []Rule{{Action: Goto, Target: "keep", Matches: []Match{port(22, 22)}}}},
 		{Name: "keep", Rules: []Rule{rule(Drop)}},
 	}}
 }

@@ -133,25 +133,39 @@ func Guarded(f Facts) []firewall.Port {
 				continue
 			}
 			for _, r := range c.Rules {
-				var protocol uint32
-				var numbers Range
-				for _, m := range r.Matches {
-					switch {
-					case m.Field == FieldProto && len(m.Values) == 1:
-						protocol = m.Values[0].First
-					case m.Field == FieldPort && len(m.Values) == 1:
-						numbers = m.Values[0]
-					}
-				}
-				if protocol != 0 && numbers.Last != 0 && !slices.ContainsFunc(ports, func(p firewall.Port) bool {
-					return uint32(p.Protocol) == protocol && uint32(p.First) <= numbers.First && numbers.Last <= uint32(p.Last)
-				}) {
-					ports = append(ports, firewall.Port{Protocol: firewall.Protocol(protocol), First: uint16(numbers.First), Last: uint16(numbers.Last)})
-				}
+				ports = append(ports, portsBehind(t, r, ports)...)
 			}
 		}
 	}
 	return ports
+}
+
+// portsBehind reads the ports of the guard's own rule for a transport from the
+// chain it leads to, less those that are known.
+func portsBehind(t Table, r Rule, known []firewall.Port) (ports []firewall.Port) {
+	protocol, ok := only(r, FieldProto)
+	i := slices.IndexFunc(t.Chains, func(c Chain) bool { return c.Name == r.Target })
+	if !ok || protocol.First != protocol.Last || i < 0 {
+		return nil
+	}
+	for _, r := range t.Chains[i].Rules {
+		numbers, ok := only(r, FieldPort)
+		if ok && !slices.ContainsFunc(known, func(p firewall.Port) bool {
+			return uint32(p.Protocol) == protocol.First && uint32(p.First) <= numbers.First && numbers.Last <= uint32(p.Last)
+		}) {
+			ports = append(ports, firewall.Port{Protocol: firewall.Protocol(protocol.First), First: uint16(numbers.First), Last: uint16(numbers.Last)})
+		}
+	}
+	return ports
+}
+
+// only is the one range a rule asks of a field.
+func only(r Rule, f Field) (Range, bool) {
+	i := slices.IndexFunc(r.Matches, func(m Match) bool { return m.Field == f && len(m.Values) == 1 })
+	if i < 0 {
+		return Range{}, false
+	}
+	return r.Matches[i].Values[0], true
 }
 
 func isGuarded(ports []firewall.Port, protocol firewall.Protocol, n uint16) bool {

@@ -106,7 +106,7 @@ type End struct {
 
 // Ruleset is a whole guard. The zero Ruleset guards nothing.
 type Ruleset struct {
-	Ports []Port
+	Ports []Port // in the order Union gives them
 	// Observe counts what a guard would drop, and drops nothing.
 	Observe bool
 	// Trial, if not zero, is when a guard that drops begins to observe: the

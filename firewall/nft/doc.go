@@ -11,9 +11,11 @@
 //	  set d4_32 { …; size 8192; flags dynamic, timeout }    # who was denied, with counters
 //	  set armed { nf_proto; flags timeout }    # families dropped while on trial
 //	  chain pre    { type filter hook prerouting priority -199; policy accept;
-//	                 tcp dport 5985-5986 goto guard     # sessions cut at the end
-//	                 tcp dport 22 goto keep             # sessions kept
+//	                 meta l4proto tcp goto tcp_ports
 //	                 meta l4proto > udp goto others }
+//	  chain tcp_ports { th dport 5985-5986 goto guard   # sessions cut at the end
+//	                    th dport 22 goto keep }         # sessions kept
+//	  chain udp_ports { … }                             # pre goes there if one is guarded
 //	  chain others { meta l4proto 34-131 return …       # what has no ports
 //	                 th dport 5985-5986 goto guard; th dport 22 goto guard }
 //	  chain keep   { ip saddr . meta l4proto . th dport @r4_32 goto guard
@@ -45,6 +47,10 @@
 // everything else, so that nothing reaches a guarded port of this host by
 // another way: a redirect from a port that is not guarded, or an address that
 // only a policy route makes the host's own.
+//
+// What is for no guarded port is most of a host's traffic. Its transport is
+// asked for once, not once per port: with twenty ports that would be a tenth
+// of what the kernel spends on a packet (docs/performance.md).
 //
 // The base chains are made once and never deleted and made again: a packet in
 // between would pass. Rules and elements change in place, in one batch.

@@ -58,21 +58,32 @@ func baseChain(name string, hook nftables.ChainHook, priority nftables.ChainPrio
 // stage is one of the two places where packets meet the guard, with the
 // chains they go through there.
 type stage struct {
-	base   *nftables.Chain // picks the packets to guarded ports
-	others *nftables.Chain // the same for transports beside TCP and UDP
-	keep   *nftables.Chain // ports whose sessions are kept
-	guard  *nftables.Chain // ports whose sessions are cut, and what keep does not let pass
+	base *nftables.Chain // picks the transports with guarded ports
+	// Pick the packets to guarded ports, each of its transport: a packet to any
+	// other port is not asked for its transport once per port.
+	tcp, udp *nftables.Chain
+	others   *nftables.Chain // the same for transports beside TCP and UDP
+	keep     *nftables.Chain // ports whose sessions are kept
+	guard    *nftables.Chain // ports whose sessions are cut, and what keep does not let pass
 	// The same two for ports the host may take for connections of its own.
 	replyKeep, reply *nftables.Chain
 }
 
 func newStage(prefix string, base *nftables.Chain) stage {
 	chain := func(name string) *nftables.Chain { return &nftables.Chain{Table: table, Name: prefix + name} }
-	return stage{base: base, others: chain("others"), keep: chain("keep"), guard: chain("guard"), replyKeep: chain("reply_keep"), reply: chain("reply")}
+	return stage{base: base, tcp: chain("tcp_ports"), udp: chain("udp_ports"), others: chain("others"), keep: chain("keep"), guard: chain("guard"), replyKeep: chain("reply_keep"), reply: chain("reply")}
 }
 
 func (s stage) chains() []*nftables.Chain {
-	return []*nftables.Chain{s.guard, s.keep, s.reply, s.replyKeep, s.others, s.base}
+	return []*nftables.Chain{s.guard, s.keep, s.reply, s.replyKeep, s.tcp, s.udp, s.others, s.base}
+}
+
+// transport is where packets over a protocol are held against its ports.
+func (s stage) transport(p firewall.Protocol) *nftables.Chain {
+	if p == firewall.UDP {
+		return s.udp
+	}
+	return s.tcp
 }
 
 // target is where packets to a guarded port go.
@@ -233,9 +244,6 @@ func (p portRange) mayBe(q firewall.Port) bool {
 	}, func(r portRange) bool { return r.overlaps(q) })
 }
 
-// otherTransports is the comment of the rule that is for no port.
-const otherTransports = "other transports"
-
 // rules returns every rule of the guard, chain by chain, in order. own is
 // the range the host takes the source ports of its own connections from.
 func rules(r firewall.Ruleset, sets map[setID]*nftables.Set, own portRange) map[*nftables.Chain][]*nftables.Rule {
@@ -252,10 +260,15 @@ func rules(r firewall.Ruleset, sets map[setID]*nftables.Set, own portRange) map[
 		for _, p := range r.Ports {
 			// The comment tells a later process which port the rule is for; what
 			// it says is held against the rule (observe).
-			add(s.base, p.String(), over(p.Protocol), portMatch(p), jump(s.target(p, own)))
+			add(s.transport(p.Protocol), p.String(), portMatch(p), jump(s.target(p, own)))
+		}
+		for _, p := range []firewall.Protocol{firewall.TCP, firewall.UDP} {
+			if len(out[s.transport(p)]) > 0 {
+				add(s.base, "", over(p), jump(s.transport(p)))
+			}
 		}
 		if len(r.Ports) > 0 {
-			add(s.base, otherTransports, beyondUDP(), jump(s.others))
+			add(s.base, "", beyondUDP(), jump(s.others))
 		}
 		// A guarded number is closed for every transport that has ports: no
 		// grant is for SCTP, DCCP or UDP-Lite.

@@ -196,7 +196,7 @@ func (b *Backend) observe() (o firewall.Observed, err error) {
 	if err != nil {
 		return o, err
 	}
-	ports, ok := portsOf(rules[prerouting.base.Name])
+	ports, ok := portsOf(rules)
 	if !ok || !intact {
 		return o, nil
 	}

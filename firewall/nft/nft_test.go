@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -88,11 +89,14 @@ func TestListing(t *testing.T) {
 	for _, want := range []string{
 		"type filter hook prerouting priority -199; policy accept;",
 		"type filter hook input priority 400; policy accept;",
-		`tcp dport 5985-5986 goto guard comment "5985-5986/tcp cut"`,
-		`tcp dport 22 goto keep comment "22/tcp"`,
-		`tcp dport 22 goto in_keep comment "22/tcp"`,
-		`meta l4proto > udp goto others comment "other transports"`,
-		`udp dport 3389 goto keep comment "3389/udp"`,
+		"meta l4proto tcp goto tcp_ports",
+		"meta l4proto udp goto udp_ports",
+		"meta l4proto tcp goto in_tcp_ports",
+		"meta l4proto > udp goto others",
+		`th dport 5985-5986 goto guard comment "5985-5986/tcp cut"`,
+		`th dport 22 goto keep comment "22/tcp"`,
+		`th dport 22 goto in_keep comment "22/tcp"`,
+		`th dport 3389 goto keep comment "3389/udp"`,
 		"update @d4_32 { ip saddr . meta l4proto . th dport counter }",
 		"ct state established accept",
 		`iif "lo" accept`,
@@ -111,8 +115,8 @@ func TestListing(t *testing.T) {
 		}
 	}
 	// Every element ends: a timeout of zero would be open for ever. Of the
-	// rules, those of three ports and of the other transports have a comment.
-	if elements, timeouts := strings.Count(listing, "comment \"")-2*4, strings.Count(listing, "expires"); elements != timeouts {
+	// rules, those of three ports have a comment.
+	if elements, timeouts := strings.Count(listing, "comment \"")-2*3, strings.Count(listing, "expires"); elements != timeouts {
 		t.Errorf("%d elements, %d of them end:\n%s", elements, timeouts, listing)
 	}
 }
@@ -172,6 +176,8 @@ func TestRepair(t *testing.T) {
 		"flush ruleset":      "flush ruleset",
 		"delete table":       "delete table inet jitgate",
 		"flush chain":        "flush chain inet jitgate pre",
+		"flush ports":        "flush chain inet jitgate tcp_ports",
+		"ports past us":      "insert rule inet jitgate tcp_ports accept",
 		"delete rules":       "flush table inet jitgate",
 		"accept first":       "insert rule inet jitgate pre accept",
 		"accept at the end":  "add rule inet jitgate guard accept",
@@ -188,7 +194,7 @@ func TestRepair(t *testing.T) {
 		"other kind of arm":  "delete table inet jitgate; add table inet jitgate; add set inet jitgate armed { type ipv4_addr; flags timeout; }",
 		"input let in":       "insert rule inet jitgate in accept",
 		"a set of our name":  "add set inet jitgate g4_31 { type ipv4_addr . inet_proto . inet_service; flags timeout; }",
-		"comment that lies":  "flush chain inet jitgate pre; add rule inet jitgate pre tcp dport 2222 goto keep comment \"22/tcp\"",
+		"comment that lies":  "flush chain inet jitgate tcp_ports; add rule inet jitgate tcp_ports tcp dport 2222 goto keep comment \"22/tcp\"",
 		"rule that is wider": "flush chain inet jitgate keep; add rule inet jitgate keep ct state established,new accept; add rule inet jitgate keep goto guard",
 		"drop taken out":     "flush chain inet jitgate deny; add rule inet jitgate deny accept",
 	}
@@ -219,6 +225,9 @@ func TestRepair(t *testing.T) {
 			}
 			if firewall.Diff(have, want).Empty() {
 				t.Fatal("the attack is not seen")
+			}
+			if name == "flush chain" && !slices.Equal(have.Ports, want.Ports) {
+				t.Errorf("the base chain is empty, and the ports are forgotten: %v", have.Ports)
 			}
 			repair(t, b, have, want)
 		})

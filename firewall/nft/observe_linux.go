@@ -348,22 +348,20 @@ func (t *transport) rules() (map[string][]ruleState, error) {
 	return out, nil
 }
 
-// portsOf reads the guarded ports from the comments of the pre chain's rules.
-// They are claims until the rules were compared with what the ports ask for.
-func portsOf(pre []ruleState) ([]firewall.Port, bool) {
+// portsOf reads the guarded ports, in Union's order, from the comments of the
+// rules for each. They are claims until the rules were compared with what the
+// ports ask for.
+func portsOf(have map[string][]ruleState) ([]firewall.Port, bool) {
 	var ports []firewall.Port
-	for _, r := range pre {
+	for _, r := range slices.Concat(have[prerouting.tcp.Name], have[prerouting.udp.Name]) {
 		comment, _ := userdata.GetString(r.userdata, userdata.TypeComment)
-		if comment == otherTransports {
-			continue
-		}
 		p, err := firewall.ParsePort(comment)
 		if err != nil {
 			return nil, false
 		}
 		ports = append(ports, p)
 	}
-	return ports, true
+	return firewall.Union(ports, nil), true
 }
 
 // rulesIntact holds the kernel's rules against those the ruleset asks for.
