@@ -72,8 +72,10 @@ type Agent struct {
 	observed firewall.BootTime
 	applied  bool // the first pass is through
 	drift    bool // somebody else changed the guard, and it is not mended yet
-	culprit  firewall.Alteration
-	pending  []audit.Event // could not be recorded yet
+	// driftTold says that the record has it.
+	driftTold bool
+	culprit   firewall.Alteration
+	pending   []audit.Event // could not be recorded yet
 
 	decision policy.Decision   // of the last pass
 	problem  error             // what the last pass could not do
@@ -360,10 +362,6 @@ func drifted(before, have firewall.Observed, now firewall.BootTime) bool {
 // is done. A close never waits.
 func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, events []audit.Event) error {
 	story := a.narrate(plan, w)
-	if a.drift {
-		a.Log.Warn("the firewall is not as this agent left it", "plan", plan.Describe(a.Clock.Boot()))
-		events = append(events, a.altered(audit.GuardDrift, "the guard was changed by somebody else"))
-	}
 	problem := also(errors.Join(a.unread, a.saveErr), a.record(ctx, events))
 	if problem == nil {
 		problem = a.recordIntents(ctx, story.intents)
@@ -381,18 +379,19 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	if !plan.Empty() {
 		if err := a.Backend.Apply(ctx, plan); err != nil {
 			a.known = false
-			return errors.Join(problem, fmt.Errorf("apply: %w", err))
+			return errors.Join(problem, fmt.Errorf("apply: %w", err), a.record(ctx, a.tellDrift(plan)))
 		}
 		a.have = firewall.Observed{Ruleset: plan.Apply(a.have.Ruleset), Intact: true}
 	}
 	a.applied = true
 	if a.drift {
+		story.always = append(story.always, a.tellDrift(plan)...)
 		repaired := a.altered(audit.GuardRepaired, "the guard is whole again")
 		if a.culprit.At != 0 {
 			repaired.ExposedMS = a.Clock.Boot().Sub(a.culprit.At).Milliseconds()
 		}
 		story.always = append(story.always, repaired)
-		a.drift, a.culprit = false, firewall.Alteration{}
+		a.drift, a.driftTold, a.culprit = false, false, firewall.Alteration{}
 	}
 	if problem != nil {
 		// Nothing opened. What was in force and still should be is.
@@ -402,6 +401,17 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	a.live = w.live
 	a.forgetExpired()
 	return a.record(ctx, append(story.opened, story.always...))
+}
+
+// tellDrift is what to say, once, of a guard that somebody else changed. It is
+// said after the attempt to mend it, which must not wait for a disk.
+func (a *Agent) tellDrift(mend firewall.Plan) []audit.Event {
+	if !a.drift || a.driftTold {
+		return nil
+	}
+	a.driftTold = true
+	a.Log.Warn("the firewall is not as this agent left it", "plan", mend.Describe(a.Clock.Boot()))
+	return []audit.Event{a.altered(audit.GuardDrift, "the guard was changed by somebody else")}
 }
 
 // keep remembers the horizon, and for an agent that starts later: as soon as

@@ -205,15 +205,14 @@ func (b *Backend) observe() (o firewall.Observed, err error) {
 	if err != nil {
 		return o, err
 	}
-	// Enforcing, on trial or observing: whichever asks for exactly these rules.
-	for _, state := range []firewall.Ruleset{{Ports: ports}, {Ports: ports, Trial: trial}, {Ports: ports, Observe: true}} {
-		o.Observe, o.Trial = state.Observe, state.Trial
-		o.Intact, err = b.encode.rulesIntact(rules, state, slices.Collect(maps.Keys(b.sets)))
-		if err != nil || o.Intact {
-			break
-		}
+	switch dropOf(rules[chainDeny.Name]) {
+	case dropNever:
+		o.Observe = true
+	case dropOnTrial:
+		o.Trial = trial
 	}
-	o.Intact = o.Intact && b.table.flags&flagDormant == 0
+	intact, err = b.encode.rulesIntact(rules, o.Ruleset, slices.Collect(maps.Keys(b.sets)))
+	o.Intact = intact && b.table.flags&flagDormant == 0
 	return o, err
 }
 

@@ -364,6 +364,44 @@ func portsOf(have map[string][]ruleState) ([]firewall.Port, bool) {
 	return firewall.Union(ports, nil), true
 }
 
+// drop is when the guard drops what it denies.
+type drop int
+
+const (
+	dropNever drop = iota
+	dropOnTrial
+	dropAlways
+)
+
+// dropOf reads it from the last rule of the deny chain: as with the ports, a
+// claim.
+func dropOf(deny []ruleState) drop {
+	if len(deny) == 0 {
+		return dropNever
+	}
+	names := expressionNames(deny[len(deny)-1].expressions)
+	switch {
+	case !slices.Contains(names, "immediate"): // no verdict
+		return dropNever
+	case slices.Contains(names, "lookup"):
+		return dropOnTrial
+	}
+	return dropAlways
+}
+
+func expressionNames(expressions []byte) (names []string) {
+	list, err := split(expressions)
+	if err != nil {
+		return nil
+	}
+	for _, e := range list {
+		if name, _, ok := expression(e.data); ok {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // rulesIntact holds the kernel's rules against those the ruleset asks for.
 func (e *encoder) rulesIntact(have map[string][]ruleState, r firewall.Ruleset, ids []setID) (bool, error) {
 	sets, err := e.setsOf(ids)
