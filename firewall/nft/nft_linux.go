@@ -30,6 +30,9 @@ type Backend struct {
 	sets     map[setID]bool
 	revoked  map[firewall.Door]firewall.End // whose sessions are cut
 	mendable bool                           // the base chain has the hook it should have
+	// whole says which rules, with which sets and range of the host's own
+	// ports, were found to be as they should: those need no second look.
+	whole string
 
 	watch *monitor // only while others can change the table
 
@@ -192,7 +195,7 @@ func (b *Backend) observe() (o firewall.Observed, err error) {
 		o.Openings = map[firewall.Door]firewall.End{}
 		return o, nil
 	}
-	rules, err := b.socket.rules()
+	rules, digest, err := b.socket.rules()
 	if err != nil {
 		return o, err
 	}
@@ -211,7 +214,13 @@ func (b *Backend) observe() (o firewall.Observed, err error) {
 	case dropOnTrial:
 		o.Trial = trial
 	}
-	intact, err = b.encode.rulesIntact(rules, o.Ruleset, slices.Collect(maps.Keys(b.sets)))
+	ids := slices.SortedFunc(maps.Keys(b.sets), setID.compare)
+	if same := fmt.Sprint(digest, ids, b.encode.own); same != b.whole {
+		intact, err = b.encode.rulesIntact(rules, o.Ruleset, ids)
+		if b.whole = ""; intact {
+			b.whole = same
+		}
+	}
 	o.Intact = intact && b.table.flags&flagDormant == 0
 	return o, err
 }

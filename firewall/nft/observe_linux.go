@@ -2,6 +2,7 @@ package nft
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -332,20 +333,24 @@ func parseRule(data []byte) (r ruleState, err error) {
 	return r, err
 }
 
-func (t *transport) rules() (map[string][]ruleState, error) {
+// rules reads the rules by their chains, and the digest of all of them.
+func (t *transport) rules() (out map[string][]ruleState, digest [sha256.Size]byte, err error) {
 	answers, err := t.dump(unix.NFT_MSG_GETRULE, unix.NFPROTO_INET, inTable)
 	if err != nil {
-		return nil, fmt.Errorf("list rules: %w", err)
+		return nil, digest, fmt.Errorf("list rules: %w", err)
 	}
-	out := map[string][]ruleState{}
+	out = map[string][]ruleState{}
+	sum := sha256.New()
 	for _, data := range answers {
+		sum.Write(binary.NativeEndian.AppendUint32(nil, uint32(len(data))))
+		sum.Write(data)
 		r, err := parseRule(data)
 		if err != nil {
-			return nil, fmt.Errorf("read a rule: %w", err)
+			return nil, digest, fmt.Errorf("read a rule: %w", err)
 		}
 		out[r.chain] = append(out[r.chain], r)
 	}
-	return out, nil
+	return out, [sha256.Size]byte(sum.Sum(nil)), nil
 }
 
 // portsOf reads the guarded ports, in Union's order, from the comments of the
