@@ -95,14 +95,17 @@ const listenOn = "JITGATE_E2E_LISTEN"
 
 // listenForever listens on addresses until the process is killed.
 func listenForever(addresses string) {
+	var listeners []net.Listener
 	for a := range strings.SplitSeq(addresses, ",") {
-		if _, err := net.Listen("tcp", a); err != nil {
+		l, err := net.Listen("tcp", a)
+		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
+		listeners = append(listeners, l) // one that is forgotten is closed
 	}
 	fmt.Println("listening")
-	select {}
+	listeners[0].Accept() // nobody connects
 }
 
 // serve runs a program of a name that listens on addresses.
