@@ -298,10 +298,12 @@ func (o *oracle) soonest(name string, end time.Time, at firewall.BootTime) firew
 	return at
 }
 
-// reboot is a machine that crashes at an instant of its boot clock.
+// reboot is a machine that crashes at an instant of its boot clock. What an
+// earlier boot left may still be on the disk.
 func (o *oracle) reboot(at firewall.BootTime) {
-	least := map[string]anchor{}
-	for name, a := range o.savedHorizon {
+	least, known := map[string]anchor{}, maps.Clone(o.least)
+	maps.Copy(known, o.savedHorizon)
+	for name, a := range known {
 		least[name] = anchor{a.End, o.soonest(name, a.End, a.At).Add(-firewall.Slack-crashLoss) - at}
 	}
 	o.least, o.savedHorizon, o.kernel = least, map[string]anchor{}, guard{}
