@@ -63,19 +63,15 @@ func (e *encoder) take() ([]netlink.Message, error) {
 
 // set returns the library's description of a set, the same one every time, so
 // that rules and elements refer to it by one id.
-func (e *encoder) set(id setID) (*nftables.Set, error) {
+func (e *encoder) set(id setID) *nftables.Set {
 	if s, ok := e.sets[id]; ok {
-		return s, nil
+		return s
 	}
 	s := id.set()
-	if err := e.conn.AddSet(s, nil); err != nil { // gives it its id
-		return nil, fmt.Errorf("set %s: %w", id, err)
-	}
-	if _, err := e.take(); err != nil {
-		return nil, err
-	}
+	// The library counts in a variable all its users share, goroutines and all.
+	s.ID = armedSetID + 1 + uint32(len(e.sets))
 	e.sets[id] = s
-	return s, nil
+	return s
 }
 
 // writeRules queues everything of the guard but its openings. What is there
@@ -87,10 +83,7 @@ func (e *encoder) writeRules(r firewall.Ruleset, ids []setID, now firewall.BootT
 	if r.Trial != 0 && r.Trial.Sub(now) < time.Millisecond {
 		r.Observe, r.Trial = true, 0
 	}
-	sets, err := e.setsOf(ids)
-	if err != nil {
-		return err
-	}
+	sets := e.setsOf(ids)
 	e.conn.AddObj(&nftables.CounterObj{Table: table, Name: deniedCounter})
 	for _, s := range sets {
 		if err := e.conn.AddSet(s, nil); err != nil {
@@ -120,16 +113,12 @@ func (e *encoder) writeRules(r firewall.Ruleset, ids []setID, now firewall.BootT
 	return nil
 }
 
-func (e *encoder) setsOf(ids []setID) (map[setID]*nftables.Set, error) {
+func (e *encoder) setsOf(ids []setID) map[setID]*nftables.Set {
 	sets := make(map[setID]*nftables.Set, len(ids))
 	for _, id := range ids {
-		s, err := e.set(id)
-		if err != nil {
-			return nil, err
-		}
-		sets[id] = s
+		sets[id] = e.set(id)
 	}
-	return sets, nil
+	return sets
 }
 
 // writeElements queues the plan's openings and closings, seen from now.
@@ -183,10 +172,7 @@ func (e *encoder) writeElements(p firewall.Plan, s sessions, now firewall.BootTi
 }
 
 func (e *encoder) elements(id setID, elements []nftables.SetElement, queue func(*nftables.Set, []nftables.SetElement) error) error {
-	set, err := e.set(id)
-	if err != nil {
-		return err
-	}
+	set := e.set(id)
 	for len(elements) > 0 {
 		n := min(len(elements), maxElements)
 		if err := queue(set, elements[:n]); err != nil {

@@ -172,10 +172,13 @@ const (
 
 // armedSet holds the families whose packets a guard on trial drops. Its
 // elements end, and then the guard only observes.
-const armedSet = "armed"
+const (
+	armedSet   = "armed"
+	armedSetID = 1 // within a batch
+)
 
 func newArmedSet() *nftables.Set {
-	return &nftables.Set{Table: table, Name: armedSet, KeyType: nftables.TypeNFProto, HasTimeout: true}
+	return &nftables.Set{Table: table, Name: armedSet, ID: armedSetID, KeyType: nftables.TypeNFProto, HasTimeout: true}
 }
 
 // armedElements are the elements of a trial that has left to go.

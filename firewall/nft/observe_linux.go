@@ -409,10 +409,7 @@ func expressionNames(expressions []byte) (names []string) {
 
 // rulesIntact holds the kernel's rules against those the ruleset asks for.
 func (e *encoder) rulesIntact(have map[string][]ruleState, r firewall.Ruleset, ids []setID) (bool, error) {
-	sets, err := e.setsOf(ids)
-	if err != nil {
-		return false, err
-	}
+	sets := e.setsOf(ids)
 	byChain := rules(r, sets, e.own)
 	for _, c := range chains {
 		list := byChain[c]
