@@ -88,20 +88,13 @@ func (d documents) openTrust(s policy.State, raw []byte, pin policy.Digest) (pol
 // signer whose key was taken away stops counting at once, and so does an
 // older epoch.
 func (d documents) reverify() documents {
-	if _, err := policy.OpenPolicy(d.raw[Policy], d.trust); err != nil {
+	if _, err := policy.OpenPolicy(d.raw[Policy], d.trust); err != nil || policy.CurrentEpoch(d.policy.Epoch, policy.RolePolicy, d.trust) != nil {
 		d.policy, d.raw[Policy] = policy.Policy{}, nil
 	}
-	if _, err := policy.OpenGrants(d.raw[Grants], d.trust); err != nil || !d.currentEpoch(d.grants) {
+	if _, err := policy.OpenGrants(d.raw[Grants], d.trust); err != nil || policy.CurrentEpoch(d.grants.Epoch, policy.RoleGrant, d.trust) != nil {
 		d.grants, d.raw[Grants] = policy.Grants{}, nil
 	}
 	return d
-}
-
-// currentEpoch reports whether g counts its versions in the epoch that the
-// trust document in force says.
-func (d documents) currentEpoch(g policy.Grants) bool {
-	role, _ := d.trust.Role(policy.RoleGrant)
-	return g.Epoch == role.Epoch
 }
 
 // restore puts saved documents back in force, each only if it is the one the
@@ -115,10 +108,10 @@ func restore(s policy.State, saved [kinds][]byte) documents {
 	if v, err := policy.OpenPolicy(saved[Policy], d.trust); err == nil && v.Digest() == s.Policy.Digest {
 		d.policy, d.raw[Policy] = v.Document(), saved[Policy]
 	}
-	if v, err := policy.OpenGrants(saved[Grants], d.trust); err == nil && v.Digest() == s.Grants.Digest && d.currentEpoch(v.Document()) {
+	if v, err := policy.OpenGrants(saved[Grants], d.trust); err == nil && v.Digest() == s.Grants.Digest {
 		d.grants, d.raw[Grants] = v.Document(), saved[Grants]
 	}
-	return d
+	return d.reverify()
 }
 
 // delivered reports whether raw is what is in force already.

@@ -119,6 +119,35 @@ func readKey(path string) (crypto.Signer, error) {
 	return key, nil
 }
 
+// readPublicKey reads a public key in PEM, as openssl pkey -pubout writes it,
+// or the public half of a private key.
+func readPublicKey(path string) (policy.Key, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return policy.Key{}, err
+	}
+	block, _ := pem.Decode(text)
+	if block != nil && block.Type == "PRIVATE KEY" {
+		signer, err := readKey(path)
+		if err != nil {
+			return policy.Key{}, err
+		}
+		return policy.NewKey(signer.Public())
+	}
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return policy.Key{}, fmt.Errorf("%s is not a public key in PEM (openssl pkey -pubout writes one)", path)
+	}
+	public, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return policy.Key{}, fmt.Errorf("%s: %w", path, err)
+	}
+	key, err := policy.NewKey(public)
+	if err != nil {
+		return policy.Key{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return key, nil
+}
+
 // trustFile reads a trust document the user vouches for by naming it: it must
 // carry a threshold of its own root keys.
 func trustFile(c *cobra.Command, path string) (raw []byte, v policy.Verified[policy.Trust], err error) {

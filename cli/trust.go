@@ -20,7 +20,7 @@ func newTrust() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "trust",
 		Short: "Make a realm, or make a host part of one",
-	}, newTrustInit(), newTrustInstall())
+	}, newTrustInit(), newTrustNext(), newTrustInstall())
 }
 
 // keyFile is where trust init leaves the key of a role.

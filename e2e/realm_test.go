@@ -54,15 +54,21 @@ func newKey(t *testing.T) key {
 	return key{private, fmt.Sprintf("sha256:%x", sha256.Sum256(der)), der}
 }
 
+// public is the key as a trust document lists it.
+func (k key) public() object {
+	return object{"id": k.id, "scheme": "ed25519", "public": base64.StdEncoding.EncodeToString(k.der)}
+}
+
 // realm is a realm's name and keys.
 type realm struct {
 	name                string
 	root, policy, grant key
 	epoch               int // of the grant key
+	policyEpoch         int // of the policy key; 0: none
 }
 
 func newRealm(t *testing.T, name string) realm {
-	return realm{name, newKey(t), newKey(t), newKey(t), 1}
+	return realm{name: name, root: newKey(t), policy: newKey(t), grant: newKey(t), epoch: 1}
 }
 
 // signer is the key whose role signs a type.
@@ -77,10 +83,13 @@ const hostID = "/subscriptions/1/virtualMachines/web1"
 func (r realm) trust(version int) object {
 	keys, roles := []object{}, []object{}
 	for name, k := range map[string]key{"root": r.root, "policy": r.policy, "grant": r.grant} {
-		keys = append(keys, object{"id": k.id, "scheme": "ed25519", "public": base64.StdEncoding.EncodeToString(k.der)})
+		keys = append(keys, k.public())
 		role := object{"name": name, "keys": []string{k.id}, "threshold": 1}
-		if name == "grant" {
+		switch {
+		case name == "grant":
 			role["epoch"] = r.epoch
+		case name == "policy" && r.policyEpoch > 0:
+			role["epoch"] = r.policyEpoch
 		}
 		roles = append(roles, role)
 	}
@@ -89,7 +98,11 @@ func (r realm) trust(version int) object {
 
 // rules is a policy for ports.
 func (r realm) rules(version int, ports ...object) object {
-	return object{"realm": r.name, "version": version, "issued": in(0), "expires": in(time.Hour), "host": object{"id": hostID}, "ports": ports}
+	rules := object{"realm": r.name, "version": version, "issued": in(0), "expires": in(time.Hour), "host": object{"id": hostID}, "ports": ports}
+	if r.policyEpoch > 0 {
+		rules["epoch"] = r.policyEpoch
+	}
+	return rules
 }
 
 // port is a policy's entry: a number or a range, from anywhere, for an hour.

@@ -15,7 +15,7 @@ type Facts struct {
 
 // Mark is the high-water mark of one kind of document.
 type Mark struct {
-	Epoch   uint64 `json:"epoch,omitzero"` // grants only
+	Epoch   uint64 `json:"epoch,omitzero"` // trust documents have none
 	Version uint64 `json:"version"`
 	Digest  Digest `json:"digest"`
 }
@@ -47,9 +47,10 @@ func AdmitTrust(s State, v Verified[Trust], current Trust, f Facts) (State, erro
 	if s.Trust.Version != 0 && m.Version > s.Trust.Version+1 {
 		return s, Refuse(NotYet, "version %d after %d: trust documents are taken one by one, deliver %d first", m.Version, s.Trust.Version, s.Trust.Version+1)
 	}
-	before, _ := current.Role(RoleGrant)
-	if now, _ := d.Role(RoleGrant); now.Epoch < before.Epoch {
-		return s, Refuse(Rollback, "grant epoch %d after %d", now.Epoch, before.Epoch)
+	for _, role := range []Role{RolePolicy, RoleGrant} {
+		if before, now := current.epoch(role), d.epoch(role); now < before {
+			return s, Refuse(Rollback, "epoch %d of role %s after %d", now, role, before)
+		}
 	}
 	if err := s.issued(d.Header, f); err != nil {
 		return s, err
@@ -64,7 +65,10 @@ func AdmitPolicy(s State, v Verified[Policy], t Trust, f Facts) (State, error) {
 	if err := meantForUs(d.Header, d.Host, t, f); err != nil {
 		return s, err
 	}
-	m := Mark{Version: d.Version, Digest: v.digest}
+	if err := CurrentEpoch(d.Epoch, RolePolicy, t); err != nil {
+		return s, err
+	}
+	m := Mark{Epoch: d.Epoch, Version: d.Version, Digest: v.digest}
 	if err := m.follows(s.Policy); err != nil {
 		return s, err
 	}
@@ -82,14 +86,8 @@ func AdmitGrants(s State, v Verified[Grants], t Trust, p Policy, f Facts) (State
 	if err := meantForUs(d.Header, d.Host, t, f); err != nil {
 		return s, err
 	}
-	// The role's epoch restarts the count of versions after a grant key was
-	// lost; a thief of the old key may have signed version 2^53-1.
-	role, _ := t.Role(RoleGrant)
-	switch {
-	case d.Epoch < role.Epoch:
-		return s, Refuse(Rollback, "epoch %d, the trust document says %d", d.Epoch, role.Epoch)
-	case d.Epoch > role.Epoch:
-		return s, Refuse(StalePolicy, "epoch %d, the trust document here says %d: deliver the newer trust document", d.Epoch, role.Epoch)
+	if err := CurrentEpoch(d.Epoch, RoleGrant, t); err != nil {
+		return s, err
 	}
 	m := Mark{Epoch: d.Epoch, Version: d.Version, Digest: v.digest}
 	if err := m.follows(s.Grants); err != nil {
@@ -123,6 +121,19 @@ func meantForUs(h Header, host Host, t Trust, f Facts) error {
 	}
 	if host.Install != "" && host.Install != f.Install {
 		return Refuse(WrongHost, "made for installation %q of this host, this is %q", host.Install, f.Install)
+	}
+	return nil
+}
+
+// CurrentEpoch refuses a document of another epoch than t says for the role
+// that signs it. The epoch restarts the count of versions after a key was
+// lost: a thief may have signed version 2^53-1 with it.
+func CurrentEpoch(epoch uint64, role Role, t Trust) error {
+	switch want := t.epoch(role); {
+	case epoch < want:
+		return Refuse(Rollback, "epoch %d, the trust document says %d", epoch, want)
+	case epoch > want:
+		return Refuse(StalePolicy, "epoch %d, the trust document here says %d: deliver the newer trust document", epoch, want)
 	}
 	return nil
 }

@@ -211,6 +211,39 @@ func TestPolicyVersions(t *testing.T) {
 	wantCode(t, err, Equivocation)
 }
 
+// A thief of policy keys may have signed the largest version: the epoch
+// restarts the count.
+func TestPolicyEpochs(t *testing.T) {
+	doc := func(epoch, version uint64) Policy {
+		return policyDoc(func(p *Policy) { p.Epoch, p.Version = epoch, version })
+	}
+	mark := func(epoch, version uint64) Mark { return Mark{epoch, version, sha(doc(epoch, version).Encode())} }
+	for _, c := range []struct {
+		name  string
+		had   Mark
+		trust uint64 // the policy role's epoch
+		next  Policy
+		want  Code
+	}{
+		{"none anywhere", mark(0, 5), 0, doc(0, 6), ""},
+		{"epoch raised restarts the count", mark(0, MaxVersion), 1, doc(1, 1), ""},
+		{"epoch below the trust document's", mark(0, 5), 1, doc(0, 6), Rollback},
+		{"epoch above the trust document's", mark(0, 5), 0, doc(1, 6), StalePolicy},
+		{"within the new epoch", mark(1, 5), 1, doc(1, 4), Rollback},
+		{"within the new epoch, next", mark(1, 5), 1, doc(1, 6), ""},
+		{"epoch lowered by the trust document", mark(1, 1), 0, doc(0, 6), Rollback},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			trust := trustDoc(func(t *Trust) { t.Roles[1].Epoch = c.trust })
+			s, err := AdmitPolicy(State{Policy: c.had}, verified(c.next), trust, here)
+			wantCode(t, err, c.want)
+			if want := mark(c.next.Epoch, c.next.Version); err == nil && s.Policy != want {
+				t.Errorf("mark is %+v, want %+v", s.Policy, want)
+			}
+		})
+	}
+}
+
 func TestGrantsEpochsAndVersions(t *testing.T) {
 	doc := func(epoch, version uint64) Grants {
 		return grantsDoc(func(g *Grants) { g.Epoch, g.Version = epoch, version })
@@ -371,12 +404,18 @@ func TestZeroVerified(t *testing.T) {
 	}
 }
 
-// A lowered epoch would let grants under the lost key count again.
-func TestTrustKeepsTheGrantEpoch(t *testing.T) {
-	current := trustDoc(func(d *Trust) { d.Roles[2].Epoch = 5 })
+// A lowered epoch would let documents under the lost key count again.
+func TestTrustKeepsTheEpochs(t *testing.T) {
+	for _, role := range []int{1, 2} {
+		t.Run(string(trustDoc().Roles[role].Name), func(t *testing.T) { keepsTheEpoch(t, role) })
+	}
+}
+
+func keepsTheEpoch(t *testing.T, role int) {
+	current := trustDoc(func(d *Trust) { d.Roles[role].Epoch = 5 })
 	state := State{Trust: Mark{Version: current.Version, Digest: sha(current.Encode())}}
 	for epoch, want := range map[uint64]Code{4: Rollback, 5: "", 6: ""} {
-		next := trustDoc(func(d *Trust) { d.Version, d.Roles[2].Epoch = current.Version+1, epoch })
+		next := trustDoc(func(d *Trust) { d.Version, d.Roles[role].Epoch = current.Version+1, epoch })
 		v := Verified[Trust]{doc: next, digest: sha(next.Encode())}
 		if _, err := AdmitTrust(state, v, current, here); CodeOf(err) != want {
 			t.Errorf("epoch %d after 5: %v, want %q", epoch, err, want)

@@ -144,6 +144,7 @@ func (p Port) String() string {
 // Policy says which ports of a host are guarded, and bounds every grant.
 type Policy struct {
 	Header
+	Epoch                              uint64 // of the policy role in the trust document; zero until a policy key is lost
 	Host                               Host
 	Ports                              []Port
 	ExemptSources                      []netip.Prefix // always admitted to guarded ports
@@ -154,6 +155,7 @@ type Policy struct {
 
 type policyJSON struct {
 	headerJSON
+	Epoch            *uint64     `json:"epoch,omitempty"`
 	Host             *hostJSON   `json:"host"`
 	Ports            *[]portJSON `json:"ports"`
 	ExemptSources    []string    `json:"exemptSourceAddressPrefixes,omitempty"`
@@ -193,6 +195,9 @@ func (raw policyJSON) policy() (p Policy, err error) {
 		return p, err
 	}
 	if p.Host, err = raw.Host.host(); err != nil {
+		return p, err
+	}
+	if p.Epoch, err = policyEpoch(raw.Epoch); err != nil {
 		return p, err
 	}
 	ports, err := need("ports", raw.Ports)
@@ -305,8 +310,12 @@ func (p Policy) Encode() []byte {
 		sources, longest := formatPrefixes(q.AllowedSources), FormatDuration(q.MaxRequestAccessDuration)
 		ports[i] = portJSON{&q.Number, &q.EndNumber, (*string)(&q.Protocol), &sources, &longest, (*string)(&q.SessionsAtEnd)}
 	}
-	return encode(policyJSON{p.Header.json(), p.Host.json(), &ports, formatPrefixes(p.ExemptSources),
-		&age, &unattended, p.NarrowestPrefix4, p.NarrowestPrefix6})
+	raw := policyJSON{headerJSON: p.Header.json(), Host: p.Host.json(), Ports: &ports, ExemptSources: formatPrefixes(p.ExemptSources),
+		MaxGrantsAge: &age, MaxUnattended: &unattended, NarrowestPrefix4: p.NarrowestPrefix4, NarrowestPrefix6: p.NarrowestPrefix6}
+	if p.Epoch != 0 {
+		raw.Epoch = &p.Epoch
+	}
+	return encode(raw)
 }
 
 // port returns the entry that guards number.
@@ -374,11 +383,8 @@ func (raw grantsJSON) grants() (g Grants, err error) {
 	if g.Header, err = raw.header(); err != nil {
 		return g, err
 	}
-	if g.Epoch, err = need("epoch", raw.Epoch); err != nil {
+	if g.Epoch, err = grantEpoch(raw.Epoch); err != nil {
 		return g, err
-	}
-	if g.Epoch == 0 || g.Epoch > MaxVersion {
-		return g, fmt.Errorf("epoch %d is outside 1 to 2^53-1", g.Epoch)
 	}
 	if g.Host, err = raw.Host.host(); err != nil {
 		return g, err

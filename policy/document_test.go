@@ -213,6 +213,7 @@ func TestMalformedValues(t *testing.T) {
 		{TypePolicy, `"` + install + `"`, `"a b"`},
 		{TypeGrants, `"epoch": 1`, `"epoch": 0`},
 		{TypeGrants, `"epoch": 1`, `"epoch": 9007199254740992`},
+		{TypePolicy, `"host"`, `"epoch": 9007199254740992, "host"`},
 		{TypeGrants, `"policyVersion": 1`, `"policyVersion": 9007199254740992`},
 		{TypeGrants, `"policyVersion": 1`, `"policyVersion": -1`},
 		{TypeGrants, `"id": "` + hostID + `"`, `"id": ""`},
@@ -371,10 +372,16 @@ func TestRoles(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for _, role := range []string{"root", "policy"} {
-		text := replaced(trustDoc().Encode(), `"name": "`+role+`",`, `"name": "`+role+`", "epoch": 1,`)
-		if _, err := ParseDocument(TypeTrust, text); CodeOf(err) != Malformed {
-			t.Errorf("role %s with an epoch: %v", role, err)
+	for _, c := range []struct {
+		role, epoch string
+		want        Code
+	}{
+		{"root", "1", Malformed}, {"root", "0", Malformed},
+		{"policy", "0", ""}, {"policy", "1", ""}, {"policy", "9007199254740991", ""}, {"policy", "9007199254740992", Malformed},
+	} {
+		text := replaced(trustDoc().Encode(), `"name": "`+c.role+`",`, `"name": "`+c.role+`", "epoch": `+c.epoch+`,`)
+		if _, err := ParseDocument(TypeTrust, text); CodeOf(err) != c.want {
+			t.Errorf("role %s with epoch %s: %v", c.role, c.epoch, err)
 		}
 	}
 }

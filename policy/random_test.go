@@ -60,7 +60,7 @@ func around(r *rand.Rand, d time.Duration) time.Duration { return d + time.Durat
 
 func randomPolicy(r *rand.Rand) Policy {
 	p := policyDoc()
-	p.Version = 1 + r.Uint64N(3)
+	p.Version, p.Epoch = 1+r.Uint64N(3), r.Uint64N(3)
 	p.Expires = here.Now.Add(around(r, pick(r, 0, day)))
 	p.Issued = p.Expires.Add(-day)
 	p.NarrowestPrefix4, p.NarrowestPrefix6 = pick(r, 0, 24, 30, 32), pick(r, 0, 64, 126, 128)
@@ -109,7 +109,7 @@ func randomTrust(r *rand.Rand) Trust {
 		return RoleKeys{Name: name, Keys: keys, Threshold: 1 + r.IntN(len(keys))}
 	}
 	t.Roles = []RoleKeys{role(RoleRoot, keys[:3]), role(RolePolicy, keys[2:5]), role(RoleGrant, keys[5:7])} // root and policy share one
-	t.Roles[2].Epoch = 1 + r.Uint64N(MaxVersion)
+	t.Roles[1].Epoch, t.Roles[2].Epoch = r.Uint64N(MaxVersion), 1+r.Uint64N(MaxVersion)
 	r.Shuffle(3, func(i, j int) { t.Roles[i], t.Roles[j] = t.Roles[j], t.Roles[i] })
 	return t
 }

@@ -26,8 +26,11 @@ type Trust struct {
 type RoleKeys struct {
 	Name      Role
 	Keys      []KeyID
-	Threshold int    // how many distinct keys must sign
-	Epoch     uint64 // role grant only: raised to restart the grants' version after a key was lost
+	Threshold int // how many distinct keys must sign
+	// Epoch is raised to restart the count of the versions that the role
+	// signs, after a key was lost. Role root has none: trust documents come
+	// one by one. Zero, where role policy never had to.
+	Epoch uint64
 }
 
 type trustJSON struct {
@@ -129,17 +132,37 @@ func (raw roleJSON) role() (r RoleKeys, err error) {
 	for _, id := range keys {
 		r.Keys = append(r.Keys, KeyID(id))
 	}
-	if r.Name == RoleGrant {
-		if r.Epoch, err = need("epoch", raw.Epoch); err != nil {
-			return r, err
+	switch r.Name {
+	case RoleGrant:
+		r.Epoch, err = grantEpoch(raw.Epoch)
+	case RolePolicy:
+		r.Epoch, err = policyEpoch(raw.Epoch)
+	default:
+		if raw.Epoch != nil {
+			err = fmt.Errorf("role %s has an epoch: only the roles policy and grant do", r.Name)
 		}
-		if r.Epoch == 0 || r.Epoch > MaxVersion {
-			return r, fmt.Errorf("epoch %d is outside 1 to 2^53-1", r.Epoch)
-		}
-	} else if raw.Epoch != nil {
-		return r, fmt.Errorf("role %s has an epoch: only role grant does", r.Name)
 	}
-	return r, nil
+	return r, err
+}
+
+// grantEpoch reads the epoch of role grant, or of a list of grants.
+func grantEpoch(raw *uint64) (uint64, error) {
+	epoch, err := need("epoch", raw)
+	if err == nil && (epoch == 0 || epoch > MaxVersion) {
+		err = fmt.Errorf("epoch %d is outside 1 to 2^53-1", epoch)
+	}
+	return epoch, err
+}
+
+// policyEpoch reads the epoch of role policy, or of a policy.
+func policyEpoch(raw *uint64) (uint64, error) {
+	if raw == nil {
+		return 0, nil
+	}
+	if *raw > MaxVersion {
+		return 0, fmt.Errorf("epoch %d is outside 0 to 2^53-1", *raw)
+	}
+	return *raw, nil
 }
 
 func (t Trust) checkRoles() error {
@@ -188,7 +211,7 @@ func (t Trust) Encode() []byte {
 			ids[j] = string(id)
 		}
 		roles[i] = roleJSON{Name: (*string)(&r.Name), Keys: &ids, Threshold: &r.Threshold}
-		if r.Name == RoleGrant {
+		if r.Name == RoleGrant || r.Epoch != 0 {
 			roles[i].Epoch = &r.Epoch
 		}
 	}
@@ -210,6 +233,12 @@ func (t Trust) Role(name Role) (RoleKeys, bool) {
 		return RoleKeys{}, false
 	}
 	return t.Roles[i], true
+}
+
+// epoch is the one in which documents of a role count their versions.
+func (t Trust) epoch(name Role) uint64 {
+	r, _ := t.Role(name)
+	return r.Epoch
 }
 
 // keyring is what a signature is checked against: the keys of one role.

@@ -344,8 +344,9 @@ func makeVectors() []vector {
 		spelledPolicy = func(old, new string) []byte {
 			return sealBytes(TypePolicy, replaced(policyDoc().Encode(), old, new), bothPolicy...)
 		}
-		newRoot     = func(t *Trust) { t.Roles[0].Keys = append(ids(rootNew), t.Roles[0].Keys[1]) }
-		newGrantKey = func(t *Trust) { t.Roles[2] = RoleKeys{RoleGrant, ids(grantNew), 1, 2} }
+		newRoot       = func(t *Trust) { t.Roles[0].Keys = append(ids(rootNew), t.Roles[0].Keys[1]) }
+		newGrantKey   = func(t *Trust) { t.Roles[2] = RoleKeys{RoleGrant, ids(grantNew), 1, 2} }
+		newPolicyKeys = func(t *Trust) { t.Roles[1] = RoleKeys{RolePolicy, ids(policyB), 1, 1} }
 	)
 
 	vectors := []vector{
@@ -543,6 +544,14 @@ func makeVectors() []vector {
 			envelope: list(grant("any", func(g *Grant) { g.Sources = prefixes("*") }), grant("any-v4", func(g *Grant) { g.Sources = prefixes("0.0.0.0/0") })),
 			Verdicts: map[string]Code{"any": SourceRefused, "any-v4": ""}, Why: `"*" is IPv4 and IPv6; the policy allows 0.0.0.0/0 only`},
 		{Name: "policy-any-v4", Before: hasTrust, envelope: seal(policyAny4(), bothPolicy...), Why: "any IPv4 source, and no bound on its width"},
+		{Name: "trust-next-policy-key", Before: hasTrust, Threat: rowCounter, envelope: seal(trust2(newPolicyKeys), bothRoot...), Why: "after a theft of policy keys: other keys, and epoch 1 of role policy"},
+		{Name: "policy-counter-restarts", Threat: rowCounter, Trust: "trust-next-policy-key.json", Before: has(hasTrust, func(s *State) { s.Policy = Mark{Version: MaxVersion, Digest: Digest{1}} }),
+			envelope: seal(policyDoc(func(p *Policy) { p.Epoch = 1 }), policyB), Why: "version 1 of epoch 1 after the largest version of epoch 0, which thieves signed"},
+		{Name: "policy-older-epoch", Code: Rollback, Threat: rowCounter, Trust: "trust-next-policy-key.json", Before: hasTrust,
+			envelope: seal(policyDoc(func(p *Policy) { p.Version = MaxVersion }), policyB), Why: "epoch 0 where the trust document says 1, signed by a key that stayed"},
+		{Name: "policy-newer-epoch", Code: StalePolicy, Before: hasTrust, envelope: policy(func(p *Policy) { p.Epoch = 1 }), Why: "epoch 1 where the trust document says none: the host misses the newer one"},
+		{Name: "trust-lower-policy-epoch", Code: Rollback, Threat: rowOldRoot, Trust: "trust-next-policy-key.json", Before: hasTrust,
+			envelope: seal(trust2(func(t *Trust) { t.Version = 3 }), bothRoot...), Why: "epoch 0 of role policy after 1"},
 		{Name: "trust-next-grant-key", Before: hasTrust, Threat: rowCounter, envelope: seal(trust2(newGrantKey), bothRoot...), Why: "after a theft: a new grant key, and epoch 2"},
 	}
 
@@ -570,8 +579,11 @@ func makeVectors() []vector {
 		if v.Before == (State{}) && v.As != "pinned-trust" {
 			v.Before = hasBoth
 		}
-		if v.Trust == "trust-next-grant-key.json" {
+		switch v.Trust {
+		case "trust-next-grant-key.json":
 			v.Before.Trust = Mark{Version: 2, Digest: sha(trust2(newGrantKey).Encode())}
+		case "trust-next-policy-key.json":
+			v.Before.Trust = Mark{Version: 2, Digest: sha(trust2(newPolicyKeys).Encode())}
 		}
 	}
 	return vectors
