@@ -187,8 +187,16 @@ func (e Envelope) verify(want Type, ring keyring) ([]KeyID, error) {
 	if ring.threshold < 1 {
 		return nil, Refuse(Unsigned, "nothing here says which keys have role %s", ring.role)
 	}
-	message := PAE(want, e.Payload)
-	var signers []KeyID
+	signers := e.signers(ring)
+	if len(signers) < ring.threshold {
+		return nil, Refuse(BadSignature, "%d valid signatures of role %s, %d needed", len(signers), ring.role, ring.threshold)
+	}
+	return signers, nil
+}
+
+// signers are the keys in ring that signed the envelope, in its order.
+func (e Envelope) signers(ring keyring) (signers []KeyID) {
+	message := PAE(e.Type, e.Payload)
 	seen := map[KeyID]bool{} // one key counts once, however often it signs
 	for _, s := range e.Signatures {
 		// The key id only picks a key of this role. The scheme comes from the
@@ -199,10 +207,7 @@ func (e Envelope) verify(want Type, ring keyring) ([]KeyID, error) {
 			signers = append(signers, s.KeyID)
 		}
 	}
-	if len(signers) < ring.threshold {
-		return nil, Refuse(BadSignature, "%d valid signatures of role %s, %d needed", len(signers), ring.role, ring.threshold)
-	}
-	return signers, nil
+	return signers
 }
 
 // Encode writes the envelope as a file.
@@ -232,16 +237,21 @@ func (e *Envelope) Sign(signer crypto.Signer) error {
 	if err != nil {
 		return fmt.Errorf("sign with %s: %w", key.ID, err)
 	}
-	for i, s := range e.Signatures {
-		if s.KeyID == key.ID {
-			e.Signatures[i].Sig = sig
+	return e.add(Signature{key.ID, sig})
+}
+
+// add puts s in place of an earlier signature by the same key, or at the end.
+func (e *Envelope) add(s Signature) error {
+	for i, earlier := range e.Signatures {
+		if earlier.KeyID == s.KeyID {
+			e.Signatures[i] = s
 			return nil
 		}
 	}
 	if len(e.Signatures) == MaxSignatures {
 		return fmt.Errorf("the envelope already has %d signatures", MaxSignatures)
 	}
-	e.Signatures = append(e.Signatures, Signature{key.ID, sig})
+	e.Signatures = append(e.Signatures, s)
 	return nil
 }
 

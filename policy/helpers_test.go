@@ -26,12 +26,19 @@ var (
 	grantA   = p256Key("grant-a") // Azure Key Vault has no Ed25519
 	grantNew = edKey("grant-new") // takes over in epoch 2, where a test says so
 	mallory  = edKey("mallory")   // in no role
+
+	// Of the trust document sshTrustDoc.
+	sshEd   = sshKey(sshEd25519, edKey("ssh-ed25519"))
+	sshEC   = sshKey(sshECDSA, p256Key("ssh-p256"))
+	sshSKEd = sshKey(sshSKEd25519, edKey("ssh-sk-ed25519"))
+	sshSKEC = sshKey(sshSKECDSA, p256Key("ssh-sk-p256"))
 )
 
 // testKeys are published below testdata/keys, for other implementations.
 var testKeys = map[string]crypto.Signer{
 	"root-a": rootA, "root-b": rootB, "root-new": rootNew, "policy-a": policyA, "policy-b": policyB,
 	"grant-a": grantA, "grant-new": grantNew, "mallory": mallory,
+	"ssh-ed25519": sshEd, "ssh-p256": sshEC, "ssh-sk-ed25519": sshSKEd, "ssh-sk-p256": sshSKEC,
 }
 
 // seed makes a test key the same key in every run: worthless as a secret.
@@ -60,6 +67,9 @@ func (k deterministic) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) 
 
 func describe(s crypto.Signer) Key {
 	k, err := NewKey(s.Public())
+	if s, ok := s.(sshSigner); ok {
+		k, err = NewSSHKey(s.blob())
+	}
 	if err != nil {
 		panic(err)
 	}
@@ -112,6 +122,24 @@ func trustDoc(edits ...func(*Trust)) Trust {
 	}}
 	for _, s := range []crypto.Signer{rootA, rootB, rootNew, policyA, policyB, grantA, grantNew} {
 		t.Keys = append(t.Keys, describe(s))
+	}
+	return build(t, edits)
+}
+
+// sshTrustDoc gives the roles root and policy to SSH keys of every kind.
+func sshTrustDoc(edits ...func(*Trust)) Trust {
+	t := Trust{Header: header(1, 365*day), Roles: []RoleKeys{
+		{Name: RoleRoot, Keys: ids(sshSKEd, sshSKEC), Threshold: 2},
+		{Name: RolePolicy, Keys: ids(sshEd, sshEC, sshSKEd, sshSKEC), Threshold: 1},
+		{Name: RoleGrant, Keys: ids(grantA), Threshold: 1, Epoch: 1},
+	}}
+	for _, holder := range []struct {
+		name string
+		key  crypto.Signer
+	}{{"Alice, laptop", sshEd}, {"Bob, agent", sshEC}, {"Carol, token", sshSKEd}, {"Dan, token", sshSKEC}, {"", grantA}} {
+		k := describe(holder.key)
+		k.Name = holder.name
+		t.Keys = append(t.Keys, k)
 	}
 	return build(t, edits)
 }
@@ -174,12 +202,7 @@ func typeOf(doc any) Type {
 func sealBytes(typ Type, payload []byte, signers ...crypto.Signer) []byte {
 	e := Envelope{Type: typ, Payload: payload}
 	for _, s := range signers {
-		k := describe(s)
-		sig, err := k.sign(s, PAE(typ, payload))
-		if err != nil {
-			panic(err)
-		}
-		e.Signatures = append(e.Signatures, Signature{k.ID, sig})
+		e.Signatures = append(e.Signatures, Signature{idOf(s), signature(s, PAE(typ, payload))})
 	}
 	return e.Encode()
 }

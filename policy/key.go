@@ -23,7 +23,7 @@ type KeyID string
 // Scheme says how a key signs. It is pinned per key in the trust document.
 type Scheme string
 
-// The signature schemes.
+// The signature schemes; SSHSig is another.
 const (
 	Ed25519         Scheme = "ed25519"           // RFC 8032
 	ECDSAP256SHA256 Scheme = "ecdsa-p256-sha256" // ASN.1 DER signatures, FIPS 186-5
@@ -33,8 +33,10 @@ const (
 type Key struct {
 	ID     KeyID
 	Scheme Scheme
-	public crypto.PublicKey // ed25519.PublicKey or *ecdsa.PublicKey, as Scheme says
+	Name   string           // who holds it; for people, nothing is decided by it
+	public crypto.PublicKey // ed25519.PublicKey or *ecdsa.PublicKey
 	der    []byte
+	ssh    sshPublic // scheme SSHSig only
 }
 
 // NewKey describes a public key. It refuses kinds and curves outside the
@@ -67,21 +69,20 @@ func NewKey(public crypto.PublicKey) (Key, error) {
 // parseKey reads a key of a trust document and holds its id and scheme
 // against the key itself.
 func parseKey(id KeyID, scheme Scheme, public string) (Key, error) {
-	der, err := decodeBase64(public)
+	raw, err := decodeBase64(public)
 	if err != nil {
 		return Key{}, fmt.Errorf("public: %w", err)
 	}
-	parsed, err := x509.ParsePKIXPublicKey(der)
-	if err != nil {
-		return Key{}, errors.New("public is not a DER SubjectPublicKeyInfo")
+	var k Key
+	if scheme == SSHSig {
+		k, err = NewSSHKey(raw)
+	} else {
+		k, err = parseDER(raw)
 	}
-	k, err := NewKey(parsed)
 	if err != nil {
 		return Key{}, err
 	}
 	switch {
-	case !slices.Equal(der, k.der):
-		return Key{}, errors.New("public is not in canonical DER")
 	case k.Scheme != scheme:
 		return Key{}, fmt.Errorf("scheme is %q, the key's is %q", scheme, k.Scheme)
 	case k.ID != id:
@@ -90,11 +91,33 @@ func parseKey(id KeyID, scheme Scheme, public string) (Key, error) {
 	return k, nil
 }
 
-// Public returns the base64 DER SubjectPublicKeyInfo, as trust documents hold it.
-func (k Key) Public() string { return base64.StdEncoding.EncodeToString(k.der) }
+// parseDER reads a key of the schemes other than SSHSig.
+func parseDER(der []byte) (Key, error) {
+	parsed, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		return Key{}, errors.New("public is not a DER SubjectPublicKeyInfo")
+	}
+	k, err := NewKey(parsed)
+	if err == nil && !slices.Equal(der, k.der) {
+		return Key{}, errors.New("public is not in canonical DER")
+	}
+	return k, err
+}
+
+// Public returns the key in base64 as trust documents hold it: in SSH wire
+// format for scheme SSHSig, else as DER SubjectPublicKeyInfo.
+func (k Key) Public() string {
+	if k.Scheme == SSHSig {
+		return base64.StdEncoding.EncodeToString([]byte(k.ssh.blob))
+	}
+	return base64.StdEncoding.EncodeToString(k.der)
+}
 
 // Verify reports whether sig is k's signature over message.
 func (k Key) Verify(message, sig []byte) bool {
+	if k.Scheme == SSHSig {
+		return k.verifySSH(message, sig) == nil
+	}
 	switch p := k.public.(type) {
 	case ed25519.PublicKey:
 		return ed25519.Verify(p, message, sig)

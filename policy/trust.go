@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -43,6 +44,7 @@ type keyJSON struct {
 	ID     *string `json:"id"`
 	Scheme *string `json:"scheme"`
 	Public *string `json:"public"`
+	Name   *string `json:"name,omitempty"`
 }
 
 type roleJSON struct {
@@ -113,7 +115,14 @@ func (raw keyJSON) key() (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	return parseKey(KeyID(id), Scheme(scheme), public)
+	k, err := parseKey(KeyID(id), Scheme(scheme), public)
+	if err != nil || raw.Name == nil {
+		return k, err
+	}
+	if k.Name = *raw.Name; k.Name == "" {
+		return Key{}, errors.New("name is empty: leave it out instead")
+	}
+	return k, text("name", k.Name, 128)
 }
 
 func (raw roleJSON) role() (r RoleKeys, err error) {
@@ -202,7 +211,10 @@ func (t Trust) Encode() []byte {
 	keys := make([]keyJSON, len(t.Keys))
 	for i, k := range t.Keys {
 		id, public := string(k.ID), k.Public()
-		keys[i] = keyJSON{&id, (*string)(&k.Scheme), &public}
+		keys[i] = keyJSON{ID: &id, Scheme: (*string)(&k.Scheme), Public: &public}
+		if k.Name != "" {
+			keys[i].Name = &k.Name
+		}
 	}
 	roles := make([]roleJSON, len(t.Roles))
 	for i, r := range t.Roles {

@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"flag"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,6 +21,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 )
 
 var update = flag.Bool("update", false, "write testdata/vectors and testdata/keys anew")
@@ -277,8 +280,11 @@ func writeVectors(t *testing.T, vectors []vector) {
 }
 
 func plainKey(s crypto.Signer) crypto.Signer {
-	if d, ok := s.(deterministic); ok {
-		return d.PrivateKey
+	switch s := s.(type) {
+	case deterministic:
+		return s.PrivateKey
+	case sshSigner:
+		return plainKey(s.Signer)
 	}
 	return s
 }
@@ -347,6 +353,21 @@ func makeVectors() []vector {
 		newRoot       = func(t *Trust) { t.Roles[0].Keys = append(ids(rootNew), t.Roles[0].Keys[1]) }
 		newGrantKey   = func(t *Trust) { t.Roles[2] = RoleKeys{RoleGrant, ids(grantNew), 1, 2} }
 		newPolicyKeys = func(t *Trust) { t.Roles[1] = RoleKeys{RolePolicy, ids(policyB), 1, 1} }
+
+		hasSSH    = State{Trust: Mark{Version: 1, Digest: sha(sshTrustDoc().Encode())}, Floor: noon}
+		sshRoots  = []crypto.Signer{sshSKEd, sshSKEC}
+		sshTrust2 = func(edits ...func(*Trust)) Trust {
+			return sshTrustDoc(append([]func(*Trust){func(t *Trust) { t.Version = 2 }}, edits...)...)
+		}
+		// sshTrustWith is version 2 with another blob in place of Bob's key.
+		sshTrustWith = func(blob []byte) []byte {
+			return sealBytes(TypeTrust, replaced(sshTrust2().Encode(), describe(sshEC).Public(), base64.StdEncoding.EncodeToString(blob)), sshRoots...)
+		}
+		byCarol = func(edit func(*sshSigner)) []byte { return seal(policy1, sshSKEd.with(edit)) }
+		// resigned edits the signature blob of a policy by Carol.
+		resigned = func(edit func([]byte) []byte) []byte {
+			return reenveloped(seal(policy1, sshSKEd), func(e *Envelope) { e.Signatures[0].Sig = edit(e.Signatures[0].Sig) })
+		}
 	)
 
 	vectors := []vector{
@@ -553,6 +574,55 @@ func makeVectors() []vector {
 		{Name: "trust-lower-policy-epoch", Code: Rollback, Threat: rowOldRoot, Trust: "trust-next-policy-key.json", Before: hasTrust,
 			envelope: seal(trust2(func(t *Trust) { t.Version = 3 }), bothRoot...), Why: "epoch 0 of role policy after 1"},
 		{Name: "trust-next-grant-key", Before: hasTrust, Threat: rowCounter, envelope: seal(trust2(newGrantKey), bothRoot...), Why: "after a theft: a new grant key, and epoch 2"},
+
+		// Scheme sshsig.
+		{Name: "trust-sshsig-first", As: "pinned-trust", Before: afresh, envelope: seal(sshTrustDoc(), sshRoots...), Why: "SSH keys of every kind, with names; signed on two tokens"},
+		{Name: "trust-sshsig-next", Before: hasSSH, envelope: seal(sshTrust2(), sshRoots...), Why: "a threshold of two root keys on tokens"},
+		{Name: "trust-sshsig-next-below-threshold", Before: hasSSH, Code: BadSignature, Threat: rowOldRoot, envelope: seal(sshTrust2(), sshSKEC, sshSKEC), Why: "one token that signs twice counts once"},
+		{Name: "trust-sshsig-key-under-two-schemes", Before: hasSSH, Code: Malformed, Threat: rowOneSigner,
+			envelope: seal(sshTrust2(func(t *Trust) { t.Keys[4] = describe(sshEd.Signer) }), sshRoots...), Why: "the id is that of the key itself: one key cannot stand twice, as sshsig and as ed25519"},
+		{Name: "trust-sshsig-key-under-two-applications", Before: hasSSH, Code: Malformed, Threat: rowOneSigner,
+			envelope: seal(sshTrust2(func(t *Trust) {
+				t.Keys[4] = describe(sshSKEd.with(func(s *sshSigner) { s.application = "ssh:second" }))
+			}), sshRoots...), Why: "nor with another application"},
+		{Name: "trust-sshsig-rsa", Before: hasSSH, Code: Malformed, envelope: sshTrustWith(rsaBlob()), Why: "RSA keys are not taken"},
+		{Name: "trust-sshsig-p384", Before: hasSSH, Code: Malformed, envelope: sshTrustWith(bytes.Replace(sshEC.blob(), []byte("nistp256"), []byte("nistp384"), 2)), Why: "another curve"},
+		{Name: "trust-sshsig-other-curve-inside", Before: hasSSH, Code: Malformed, envelope: sshTrustWith(replaced(sshEC.blob(), "\x08nistp256", "\x08nistp384")), Why: "the kind says one curve, the key another"},
+		{Name: "trust-sshsig-trailing-byte", Before: hasSSH, Code: Malformed, Threat: rowOneSigner, envelope: sshTrustWith(append(sshEC.blob(), 0)), Why: "a second spelling of a key"},
+		{Name: "trust-sshsig-low-order", Before: hasSSH, Code: Malformed, Threat: rowOneSigner,
+			envelope: sshTrustWith(ssh.Marshal(struct {
+				Kind string
+				Key  [32]byte
+			}{Kind: "ssh-ed25519"})), Why: "anyone can sign for an Ed25519 key of low order"},
+		{Name: "trust-sshsig-application-of-web-site", Before: hasSSH, Code: Malformed,
+			envelope: sshTrustWith(sshSKEC.with(func(s *sshSigner) { s.Signer, s.application = p256Key("ssh-p256"), "example.com" }).blob()), Why: "a token's key for a web site"},
+		{Name: "trust-sshsig-public-as-der", Before: hasSSH, Code: Malformed, envelope: sshTrustWith(describe(sshEC).der), Why: "the scheme says SSH wire format"},
+		{Name: "trust-name-at-limit", Before: hasSSH, envelope: seal(sshTrust2(func(t *Trust) { t.Keys[0].Name = strings.Repeat("n", 128) }), sshRoots...), Why: "a key's name of 128 bytes"},
+		{Name: "trust-name-too-long", Before: hasSSH, Code: Malformed, envelope: seal(sshTrust2(func(t *Trust) { t.Keys[0].Name = strings.Repeat("n", 129) }), sshRoots...), Why: "a key's name of 129 bytes"},
+		{Name: "trust-name-empty", Before: hasSSH, Code: Malformed, envelope: sealBytes(TypeTrust, replaced(sshTrust2().Encode(), "Alice, laptop", ""), sshRoots...), Why: "a name is left out, not left empty"},
+
+		{Name: "policy-sshsig-ed25519", Before: hasSSH, envelope: seal(policy1, sshEd), Why: "signed with an Ed25519 key in a file"},
+		{Name: "policy-sshsig-p256", Before: hasSSH, envelope: seal(policy1, sshEC), Why: "signed with an ECDSA key"},
+		{Name: "policy-sshsig-sk-ed25519", Before: hasSSH, envelope: seal(policy1, sshSKEd), Why: "signed with an Ed25519 key on a token"},
+		{Name: "policy-sshsig-sk-p256", Before: hasSSH, envelope: seal(policy1, sshSKEC), Why: "signed with an ECDSA key on a token"},
+		{Name: "policy-sshsig-sha256", Before: hasSSH, envelope: seal(policy1, sshEd.with(func(s *sshSigner) { s.hash = "sha256" })), Why: "hashed with SHA-256"},
+		{Name: "policy-sshsig-user-verified", Before: hasSSH, envelope: byCarol(func(s *sshSigner) { s.flags = 5 }), Why: "user presence, and a PIN"},
+		{Name: "policy-sshsig-no-presence", Before: hasSSH, Code: BadSignature, envelope: byCarol(func(s *sshSigner) { s.flags = 0 }), Why: "nobody touched the token"},
+		{Name: "policy-sshsig-verified-without-presence", Before: hasSSH, Code: BadSignature, envelope: byCarol(func(s *sshSigner) { s.flags = 4 }), Why: "a PIN is no touch"},
+		{Name: "policy-sshsig-other-namespace", Before: hasSSH, Code: BadSignature, envelope: byCarol(func(s *sshSigner) { s.namespace = "file" }), Why: "what the key signs elsewhere is not ours"},
+		{Name: "policy-sshsig-other-hash", Before: hasSSH, Code: BadSignature, envelope: byCarol(func(s *sshSigner) { s.hash = "sha384" }), Why: "a hash that PROTOCOL.sshsig does not have"},
+		{Name: "policy-sshsig-reserved", Before: hasSSH, Code: BadSignature, envelope: byCarol(func(s *sshSigner) { s.reserved = "x" }), Why: "the reserved field is empty"},
+		{Name: "policy-sshsig-version-2", Before: hasSSH, Code: BadSignature, envelope: byCarol(func(s *sshSigner) { s.version = 2 }), Why: "another version of the format"},
+		{Name: "policy-sshsig-trailing-byte", Before: hasSSH, Code: BadSignature, envelope: resigned(func(b []byte) []byte { return append(b, 0) }), Why: "something behind the signature"},
+		{Name: "policy-sshsig-cut", Before: hasSSH, Code: BadSignature, Threat: rowEdits, envelope: resigned(func(b []byte) []byte { return b[:len(b)-1] }), Why: "the last byte is missing"},
+		{Name: "policy-sshsig-armoured", Before: hasSSH, Code: BadSignature, envelope: resigned(armour), Why: "the signature without its armour is what is carried"},
+		{Name: "policy-sshsig-other-application", Before: hasSSH, Code: BadSignature, envelope: byCarol(func(s *sshSigner) { s.application, s.signedFor = "ssh:other", "ssh:other" }), Why: "the application is part of the key"},
+		{Name: "policy-sshsig-signed-for-other-application", Before: hasSSH, Code: BadSignature, envelope: byCarol(func(s *sshSigner) { s.signedFor = "example.com" }), Why: "a signature for a web site by the same token"},
+		{Name: "policy-sshsig-other-kind-inside", Before: hasSSH, Code: BadSignature, envelope: byCarol(func(s *sshSigner) { s.innerKind = sshEd25519 }), Why: "the kind of the signature is that of the key"},
+		{Name: "policy-sshsig-other-key-inside", Before: hasSSH, Code: BadSignature, envelope: replaced(seal(policy1, sshEC), string(idOf(sshEC)), string(idOf(sshEd))), Why: "the key id picks the key, not the blob"},
+		{Name: "policy-sshsig-other-document", Before: hasSSH, Code: BadSignature, Threat: rowEdits, envelope: reenveloped(seal(policy1, sshSKEC), func(e *Envelope) { e.Payload = replaced(e.Payload, "203.0.113.0", "203.0.114.0") }), Why: "another document than the signed one"},
+		{Name: "policy-sshsig-raw-signature", Before: hasSSH, Code: BadSignature, envelope: seal(policy1, sshEd.Signer), Why: "by the same key, but in the form of another scheme"},
+		{Name: "policy-sshsig-for-plain-key", Before: hasTrust, Code: BadSignature, Trust: "trust-first.json", envelope: seal(policy1, sshKey(sshEd25519, policyA), policyB), Why: "the scheme comes from the trust document: ed25519 there"},
 	}
 
 	for i := range vectors {
@@ -568,6 +638,9 @@ func makeVectors() []vector {
 		}
 		if v.As != "pinned-trust" {
 			v.Trust = cmp.Or(v.Trust, "trust-first.json")
+			if v.Before == hasSSH {
+				v.Trust = "trust-sshsig-first.json"
+			}
 		}
 		if v.As == "grants" {
 			v.Policy = cmp.Or(v.Policy, "policy-first.json")
@@ -602,6 +675,15 @@ func version(n uint64, grants func(...func(*Grants)) []byte, edits ...func(*Gran
 
 func number(n uint16) Grant {
 	return grant("n"+strconv.Itoa(int(n)), func(g *Grant) { g.Number = n })
+}
+
+// rsaBlob has the form of an RSA key of 2048 bits.
+func rsaBlob() []byte {
+	n := new(big.Int).SetBytes(bytes.Repeat(seed("rsa"), 8))
+	return ssh.Marshal(struct {
+		Kind string
+		E, N *big.Int
+	}{"ssh-rsa", big.NewInt(65537), n.SetBit(n.SetBit(n, 2047, 1), 0, 1)})
 }
 
 // zeroKey is the SubjectPublicKeyInfo of the all-zero Ed25519 key.
