@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,12 +16,19 @@ import (
 )
 
 func newInspect() *cobra.Command {
+	var trust string
 	var asJSON bool
 	c := &cobra.Command{
-		Use:     "inspect FILE",
-		Short:   "Show what a signed document says, without checking it",
-		Example: "  jitgate inspect grants.json",
-		Args:    positional(1, 1, "one file"),
+		Use:   "inspect FILE [--trust FILE]",
+		Short: "Show what a document says, who signed it, and who has not yet",
+		Long: `Shows what a document says and what its signatures are worth, also while it is
+passed from signer to signer: whether each holds, how many the role asks for, and
+who has not signed. The keys are those of --trust. A trust document is held
+against its own keys as well: it needs enough signatures of both. Realm, host,
+versions and times are not checked: jitgate verify does.`,
+		Example: `  jitgate inspect grants.json
+  jitgate inspect --trust trust.json policy.json`,
+		Args: positional(1, 1, "one file"),
 		RunE: func(c *cobra.Command, args []string) error {
 			raw, err := readFile(c, args[0])
 			if err != nil {
@@ -29,26 +39,91 @@ func newInspect() *cobra.Command {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
 			_, readable := policy.ParseDocument(e.Type, e.Payload)
-			return inspect(c, e, readable, asJSON)
+			sides, err := sidesOf(c, e, trust)
+			if err != nil {
+				return err
+			}
+			return inspect(c, e, sides, readable, asJSON)
 		},
 	}
+	c.Flags().StringVar(&trust, "trust", "", "the trust document whose keys sign")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
 
 // inspected is what inspect --json prints.
 type inspected struct {
-	Type     policy.Type     `json:"type"`
-	Digest   policy.Digest   `json:"digest"`
-	Signers  []policy.KeyID  `json:"signers"`
-	Refusal  string          `json:"refusal,omitempty"` // why an agent could not read it
-	Document json.RawMessage `json:"document,omitempty"`
+	Type       policy.Type     `json:"type"`
+	Digest     policy.Digest   `json:"digest"`
+	Signatures []inspectedSig  `json:"signatures"`
+	Roles      []inspectedRole `json:"roles"`
+	Refusal    string          `json:"refusal,omitempty"` // why an agent could not read it
+	Document   json.RawMessage `json:"document,omitempty"`
 }
 
-func inspect(c *cobra.Command, e policy.Envelope, readable error, asJSON bool) error {
-	i := inspected{Type: e.Type, Digest: e.Digest(), Signers: []policy.KeyID{}}
-	for _, s := range e.Signatures {
-		i.Signers = append(i.Signers, s.KeyID)
+// inspectedKey is a key as people know it.
+type inspectedKey struct {
+	ID          policy.KeyID  `json:"keyid"`
+	Name        string        `json:"name,omitempty"`
+	Scheme      policy.Scheme `json:"scheme,omitempty"`      // empty: a key nobody here knows
+	Fingerprint string        `json:"fingerprint,omitempty"` // as ssh-keygen -l prints it
+}
+
+type inspectedSig struct {
+	inspectedKey
+	Holds  *bool `json:"holds,omitempty"` // absent: there was no key to check it with
+	inRole bool
+}
+
+// inspectedRole is what the signatures come to on one side.
+type inspectedRole struct {
+	Role      policy.Role    `json:"role"`
+	Of        string         `json:"of"` // the file of --trust, or "itself"
+	Threshold int            `json:"threshold"`
+	Signed    []inspectedKey `json:"signed"`
+	Missing   []inspectedKey `json:"missing"`
+	Enough    bool           `json:"enough"`
+}
+
+func inspectKey(k policy.Key) inspectedKey {
+	return inspectedKey{k.ID, k.Name, k.Scheme, k.SSHFingerprint()}
+}
+
+// who is the key in words.
+func (k inspectedKey) who() string {
+	if k.Name == "" {
+		return printable(string(k.ID))
+	}
+	return printable(k.Name)
+}
+
+func inspect(c *cobra.Command, e policy.Envelope, sides []side, readable error, asJSON bool) error {
+	i := inspected{Type: e.Type, Digest: e.Digest(), Signatures: make([]inspectedSig, len(e.Signatures)), Roles: []inspectedRole{}}
+	for n, s := range e.Signatures {
+		i.Signatures[n].ID = s.KeyID
+	}
+	for _, s := range sides {
+		tally := e.Tally(s.trust)
+		if tally.Role == "" {
+			continue // none of jitgate's types: the refusal says so
+		}
+		role := inspectedRole{tally.Role, s.name, tally.Threshold, []inspectedKey{}, []inspectedKey{}, tally.Enough()}
+		for n, standing := range tally.Signatures {
+			sig := &i.Signatures[n]
+			sig.inRole = sig.inRole || standing.InRole
+			// Each side may have the key with a scheme of its own.
+			if known := standing.Key.Scheme != ""; known && (sig.Holds == nil || standing.Holds) {
+				sig.inspectedKey, sig.Holds = inspectKey(standing.Key), &standing.Holds
+			}
+		}
+		for _, id := range tally.Signers {
+			n := slices.IndexFunc(tally.Signatures, func(s policy.Standing) bool { return s.KeyID == id })
+			role.Signed = append(role.Signed, inspectKey(tally.Signatures[n].Key))
+		}
+		for _, k := range tally.Missing {
+			role.Missing = append(role.Missing, inspectKey(k))
+		}
+		i.Roles = append(i.Roles, role)
 	}
 	if readable != nil {
 		i.Refusal = readable.Error()
@@ -59,19 +134,59 @@ func inspect(c *cobra.Command, e policy.Envelope, readable error, asJSON bool) e
 	if asJSON {
 		return printJSON(c.OutOrStdout(), i)
 	}
-	out := c.OutOrStdout()
-	fmt.Fprintf(out, "type     %s\ndigest   %s\n", i.Type, i.Digest)
-	for _, id := range i.Signers {
-		fmt.Fprintf(out, "signed   %s (not checked)\n", id)
+	i.print(c.OutOrStdout())
+	return nil
+}
+
+// print writes for people. Whoever wrote the document may be hostile.
+func (i inspected) print(out io.Writer) {
+	fmt.Fprintf(out, "type     %s\ndigest   %s\n", printable(string(i.Type)), i.Digest)
+	for _, s := range i.Signatures {
+		verdict := "not checked"
+		switch {
+		case s.Holds == nil && len(i.Roles) > 0:
+			verdict = "unknown key"
+		case s.Holds != nil && !*s.Holds:
+			verdict = "does not hold"
+		case s.Holds != nil && !s.inRole:
+			verdict = "holds, but the key does not have the role"
+		case s.Holds != nil:
+			verdict = "holds"
+		}
+		fmt.Fprintf(out, "signed   %s (%s)\n", s.line(), verdict)
+	}
+	for _, r := range i.Roles {
+		fmt.Fprintf(out, "role     %s of %s: %d of %d signed", r.Role, r.Of, len(r.Signed), r.Threshold)
+		if len(r.Missing) > 0 {
+			var missing []string
+			for _, k := range r.Missing {
+				missing = append(missing, k.who())
+			}
+			fmt.Fprintf(out, ", not yet: %s", strings.Join(missing, "; "))
+		}
+		fmt.Fprintln(out)
 	}
 	if i.Refusal != "" {
-		fmt.Fprintf(out, "refusal  %s\n", i.Refusal)
+		fmt.Fprintf(out, "refusal  %s\n", printable(i.Refusal))
 	}
 	var text bytes.Buffer
-	if json.Indent(&text, e.Payload, "", "  ") == nil {
-		fmt.Fprintf(out, "\n%s\n", bytes.TrimSpace(text.Bytes()))
+	if json.Indent(&text, i.Document, "", "  ") == nil {
+		fmt.Fprintln(out)
+		for line := range strings.Lines(string(bytes.TrimSpace(text.Bytes()))) {
+			fmt.Fprintln(out, printable(strings.TrimSuffix(line, "\n")))
+		}
 	}
-	return nil
+}
+
+// line is all that is known of the key.
+func (k inspectedKey) line() string {
+	text := printable(string(k.ID))
+	for _, word := range []string{string(k.Scheme), k.Fingerprint, k.Name} {
+		if word != "" {
+			text += "  " + printable(word)
+		}
+	}
+	return text
 }
 
 func newVerify() *cobra.Command {

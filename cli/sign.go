@@ -1,33 +1,55 @@
 package cli
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/jitgate/jitgate/policy"
 )
 
 var documentTypes = map[string]policy.Type{"trust": policy.TypeTrust, "policy": policy.TypePolicy, "grants": policy.TypeGrants}
 
-var signingRole = map[policy.Type]policy.Role{policy.TypeTrust: policy.RoleRoot, policy.TypePolicy: policy.RolePolicy, policy.TypeGrants: policy.RoleGrant}
-
 func newSign() *cobra.Command {
 	var kind, trust, out string
-	var keys []string
+	var keys, sshKeys, signatures []string
+	var toBeSigned bool
 	c := &cobra.Command{
-		Use:   "sign --type trust|policy|grants --key KEY… IN -o OUT",
+		Use:   "sign --type trust|policy|grants --key|--ssh-key KEY… IN -o OUT",
 		Short: "Sign a document, or add a signature to a signed one",
 		Long: `Signs a JSON document. It is first read by the agent's own parser; what an agent
 would not read is not signed. If IN is signed already, the signature is added to
 it, so several people can sign one file in turn. "-" stands for standard input
-and output.`,
+and output.
+
+--key signs with a PKCS#8 file. --ssh-key has ssh-keygen sign: with a private key
+file, or for a .pub file with ssh-agent or a FIDO2 token that holds the private
+half. Where there is no jitgate, --to-be-signed writes what is signed there
+("ssh-keygen -Y sign -n jitgate.v1 -f KEY FILE"), and --add-signature takes the
+FILE.sig that comes back. A signature that does not hold is not added.`,
 		Example: `  jitgate sign --type policy --key keys/policy.key policy.in.json -o policy.json
-  jitgate sign --key bob.key policy.json -o policy.json      # a second signature`,
+  jitgate sign --key bob.key policy.json -o policy.json      # a second signature
+  jitgate sign --ssh-key ~/.ssh/id_ed25519_sk.pub --trust trust.json policy.json -o policy.json
+  jitgate sign --to-be-signed policy.json -o policy.tbs      # for somebody without jitgate
+  jitgate sign --add-signature policy.tbs.sig policy.json -o policy.json`,
 		Args: positional(1, 1, "one file to sign"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := required(c, "key", "out"); err != nil {
+			if len(keys)+len(sshKeys)+len(signatures) == 0 && !toBeSigned {
+				return usagef("--key is missing, or --ssh-key, --add-signature, --to-be-signed: see %s --help", c.CommandPath())
+			}
+			if len(keys)+len(sshKeys)+len(signatures) > 0 && toBeSigned {
+				return usagef("--to-be-signed signs nothing: leave the keys and signatures out")
+			}
+			if err := required(c, "out"); err != nil {
 				return err
 			}
 			in, err := readFile(c, args[0])
@@ -38,22 +60,31 @@ and output.`,
 			if err != nil {
 				return err
 			}
-			for _, path := range keys {
-				signer, err := readKey(path)
-				if err != nil {
+			// Before anybody is asked for a passphrase or a touch.
+			if _, err := policy.ParseDocument(envelope.Type, envelope.Payload); err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			if toBeSigned {
+				return writeOutput(c, out, policy.PAE(envelope.Type, envelope.Payload), 0o644)
+			}
+			var sides []side
+			if trust != "" {
+				if sides, err = sidesOf(c, envelope, trust); err != nil {
 					return err
 				}
-				if trust != "" {
-					key, err := policy.NewKey(signer.Public())
+			}
+			for _, list := range []struct {
+				paths []string
+				sign  func(*cobra.Command, *policy.Envelope, string) (policy.Key, error)
+			}{{keys, signWithKey}, {sshKeys, signWithSSH}, {signatures, addSignature}} {
+				for _, path := range list.paths {
+					key, err := list.sign(c, &envelope, path)
+					if err == nil && trust != "" {
+						err = counts(envelope, sides, key)
+					}
 					if err != nil {
 						return fmt.Errorf("%s: %w", path, err)
 					}
-					if err := maySign(c, trust, envelope.Type, key.ID); err != nil {
-						return fmt.Errorf("%s: %w", path, err)
-					}
-				}
-				if err := envelope.Sign(signer); err != nil {
-					return fmt.Errorf("%s: %w", args[0], err)
 				}
 			}
 			return writeOutput(c, out, envelope.Encode(), 0o644)
@@ -61,6 +92,9 @@ and output.`,
 	}
 	c.Flags().StringVar(&kind, "type", "", "trust, policy or grants; needed where IN is not signed yet")
 	c.Flags().StringArrayVar(&keys, "key", nil, "private key file, PKCS#8 PEM; may be repeated")
+	c.Flags().StringArrayVar(&sshKeys, "ssh-key", nil, "SSH key for ssh-keygen -Y sign: private key file, or .pub file; may be repeated")
+	c.Flags().StringArrayVar(&signatures, "add-signature", nil, "signature file of ssh-keygen -Y sign; may be repeated")
+	c.Flags().BoolVar(&toBeSigned, "to-be-signed", false, "write the bytes that are signed, and sign nothing")
 	c.Flags().StringVar(&trust, "trust", "", "trust document: refuse keys that may not sign this type")
 	c.Flags().StringVarP(&out, "out", "o", "", "file to write")
 	must(c.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{"trust", "policy", "grants"}, cobra.ShellCompDirectiveNoFileComp)))
@@ -87,16 +121,126 @@ func toSign(in []byte, kind string) (policy.Envelope, error) {
 	return policy.Envelope{Type: want, Payload: in}, nil
 }
 
-func maySign(c *cobra.Command, trust string, typ policy.Type, id policy.KeyID) error {
-	_, v, err := trustFile(c, trust)
+func signWithKey(_ *cobra.Command, e *policy.Envelope, path string) (policy.Key, error) {
+	signer, err := readKey(path)
 	if err != nil {
-		return err
+		return policy.Key{}, err
 	}
-	role, _ := v.Document().Role(signingRole[typ])
-	if !slices.Contains(role.Keys, id) {
-		return fmt.Errorf("%s does not have role %s in %s", id, signingRole[typ], trust)
+	key, err := policy.NewKey(signer.Public())
+	if err != nil {
+		return policy.Key{}, err
 	}
-	return nil
+	return key, e.Sign(signer)
+}
+
+func addSignature(c *cobra.Command, e *policy.Envelope, path string) (policy.Key, error) {
+	armoured, err := readFile(c, path)
+	if err != nil {
+		return policy.Key{}, err
+	}
+	return e.AddSSHSignature(armoured)
+}
+
+// signWithSSH has ssh-keygen sign: it knows keys in files, in ssh-agent and
+// on tokens, and asks people for passphrases and touches. A private key is
+// never read here.
+func signWithSSH(c *cobra.Command, e *policy.Envelope, path string) (key policy.Key, err error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return key, err
+	}
+	where := "can ssh-keygen read this private key?"
+	if !bytes.HasPrefix(text, []byte("-----BEGIN ")) {
+		if _, _, err := policy.ParseSSHPublicKey(text); err != nil {
+			return key, err
+		}
+		where = "is the private half in ssh-agent (ssh-add -L), or beside this file?"
+	}
+	program, err := exec.LookPath("ssh-keygen")
+	if err != nil {
+		return key, errors.New("ssh-keygen is not in the PATH: install OpenSSH's client, or sign elsewhere with --to-be-signed")
+	}
+	dir, err := os.MkdirTemp("", "jitgate-sign-")
+	if err != nil {
+		return key, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	document := filepath.Join(dir, "document")
+	if err := os.WriteFile(document, policy.PAE(e.Type, e.Payload), 0o600); err != nil {
+		return key, err
+	}
+	ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt) // or the directory would stay
+	defer stop()
+	sign := exec.CommandContext(ctx, program, "-q", "-Y", "sign", "-n", policy.SSHNamespace, "-f", path, document)
+	sign.Stdin = c.InOrStdin()
+	// A person is asked on the terminal; without one, what ssh-keygen has to
+	// say becomes part of the one line of our error.
+	var said bytes.Buffer
+	sign.Stderr = &said
+	if f, ok := c.ErrOrStderr().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		sign.Stderr = f
+	}
+	if err := sign.Run(); err != nil {
+		cause := err.Error()
+		if words := strings.Fields(said.String()); len(words) > 0 {
+			cause = strings.Join(words, " ")
+		}
+		return key, fmt.Errorf("ssh-keygen did not sign (%s): %s", printable(cause), where)
+	}
+	armoured, err := os.ReadFile(document + ".sig")
+	if err != nil {
+		return key, err
+	}
+	return e.AddSSHSignature(armoured)
+}
+
+// side is a trust document whose keys a document is held against.
+type side struct {
+	name  string // for people
+	trust policy.Trust
+}
+
+// sidesOf is what e is held against: the trust document in a file, and for a
+// trust document also itself. Without a file, itself alone.
+func sidesOf(c *cobra.Command, e policy.Envelope, path string) (sides []side, err error) {
+	var digest policy.Digest
+	if path != "" {
+		_, v, err := trustFile(c, path)
+		if err != nil {
+			return nil, err
+		}
+		sides, digest = append(sides, side{path, v.Document()}), v.Digest()
+	}
+	if own, err := policy.ParseDocument(e.Type, e.Payload); err == nil && e.Type == policy.TypeTrust && e.Digest() != digest {
+		sides = append(sides, side{"itself", own.(policy.Trust)})
+	}
+	return sides, nil
+}
+
+// counts checks that key's signature counts on one of the sides at least.
+func counts(e policy.Envelope, sides []side, key policy.Key) error {
+	var role policy.Role
+	for _, s := range sides {
+		tally := e.Tally(s.trust)
+		if slices.Contains(tally.Signers, key.ID) {
+			return nil
+		}
+		for _, k := range tally.Missing {
+			if k.ID == key.ID {
+				return fmt.Errorf("%s has this key with scheme %s: sign with %s", s.name, k.Scheme, flagOf(k.Scheme))
+			}
+		}
+		role = tally.Role
+	}
+	return fmt.Errorf("%s does not have role %s in %s", key.ID, role, sides[0].name)
+}
+
+// flagOf is the flag that signs with keys of a scheme.
+func flagOf(scheme policy.Scheme) string {
+	if scheme == policy.SSHSig {
+		return "--ssh-key"
+	}
+	return "--key"
 }
 
 // must is for what only a mistake in this package can make fail.

@@ -13,7 +13,7 @@ import (
 // script runs one of testdata's scripts, which need no jitgate.
 func script(t *testing.T, name string, args ...string) ([]byte, error) {
 	t.Helper()
-	for _, tool := range []string{"sh", "jq", "openssl", "sha256sum", "base64"} {
+	for _, tool := range []string{"sh", "jq", "openssl", "sha256sum", "base64", "ssh-keygen"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			if os.Getenv("JITGATE_CI") != "" {
 				t.Fatal(err)
@@ -33,9 +33,14 @@ func script(t *testing.T, name string, args ...string) ([]byte, error) {
 
 // A realm made with openssl and jq is a realm: no jitgate signing tool, and no
 // library of ours, is needed to write what an agent takes.
-func TestOpenSSLSigns(t *testing.T) {
+func TestOpenSSLSigns(t *testing.T) { signs(t, "sign.sh") }
+
+// So is one made with ssh-keygen and jq.
+func TestOpenSSHSigns(t *testing.T) { signs(t, "ssh-sign.sh") }
+
+func signs(t *testing.T, name string) {
 	dir := t.TempDir()
-	out, err := script(t, "sign.sh", dir, hostID)
+	out, err := script(t, name, dir, hostID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,6 +89,30 @@ func TestOpenSSLSigns(t *testing.T) {
 		if _, err := script(t, "verify.sh", filepath.Join(dir, name), filepath.Join(dir, "trust.json")); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// OpenSSH itself, asked by verify.sh, takes of the vectors' policies signed by
+// SSH keys those that we take.
+func TestOpenSSHVerifies(t *testing.T) {
+	trust := filepath.Join(vectorDir, "trust-sshsig-first.json")
+	document := inForce(t, filepath.Base(trust)).(Trust)
+	taken := 0
+	files, err := filepath.Glob(vectorDir + "/policy-sshsig-*.json")
+	if err != nil || len(files) < 20 {
+		t.Fatalf("%d vectors, %v", len(files), err)
+	}
+	for _, file := range files {
+		_, ours := OpenPolicy(readVector(t, filepath.Base(file)), document)
+		if _, err := script(t, "verify.sh", file, trust); (err == nil) != (ours == nil) {
+			t.Errorf("%s: verify.sh says %v, we say %v", file, err, ours)
+		}
+		if ours == nil {
+			taken++
+		}
+	}
+	if taken < 6 {
+		t.Errorf("only %d policies hold", taken)
 	}
 }
 
