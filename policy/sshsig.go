@@ -80,7 +80,7 @@ func NewSSHKey(blob []byte) (Key, error) {
 			return Key{}, err
 		}
 	}
-	var point crypto.PublicKey = ed25519.PublicKey(public)
+	var point crypto.PublicKey = ed25519.PublicKey(bytes.Clone(public))
 	switch {
 	case ec && curve != "nistp256":
 		return Key{}, fmt.Errorf("an ECDSA key on curve %q: only nistp256 is supported", curve)

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/pem"
-	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -158,25 +157,21 @@ func TestSSHSignatureForm(t *testing.T) {
 
 // An ECDSA signature has one spelling of its two numbers.
 func TestSSHNumbers(t *testing.T) {
-	message := []byte("message")
-	good := sshEC.signature(message)
+	var message []byte
 	var outer sshOuter
 	var inner struct {
 		Kind string
 		Raw  []byte
 	}
-	var n struct{ R, S *big.Int }
-	if ssh.Unmarshal(good, &outer) != nil || ssh.Unmarshal(outer.Signature, &inner) != nil || ssh.Unmarshal(inner.Raw, &n) != nil {
-		t.Fatal("the test's own signature is not readable")
+	var n struct{ R, S []byte }
+	for i := byte(0); len(n.R) != 33 || len(n.S) != 33; i++ { // both with a zero before their highest bit
+		message = []byte{i}
+		if ssh.Unmarshal(sshEC.signature(message), &outer) != nil || ssh.Unmarshal(outer.Signature, &inner) != nil || ssh.Unmarshal(inner.Raw, &n) != nil {
+			t.Fatal("the test's own signature is not readable")
+		}
 	}
 	pair := func(r, s []byte) []byte { return ssh.Marshal(struct{ R, S []byte }{r, s}) }
-	spell := func(x *big.Int) []byte { // as an mpint
-		if b := x.Bytes(); len(b) > 0 && b[0] >= 0x80 {
-			return append([]byte{0}, b...)
-		}
-		return x.Bytes()
-	}
-	r, s := spell(n.R), spell(n.S)
+	r, s := n.R, n.S
 	for _, c := range []struct {
 		name string
 		raw  []byte
@@ -185,7 +180,8 @@ func TestSSHNumbers(t *testing.T) {
 		{"as made", pair(r, s), true},
 		{"a zero before r", pair(append([]byte{0}, r...), s), false},
 		{"a zero before s", pair(r, append([]byte{0}, s...)), false},
-		{"r without its zero, or negative", pair(append([]byte{0xff}, r...), s), false},
+		{"r without its zero: negative", pair(r[1:], s), false},
+		{"s without its zero: negative", pair(r, s[1:]), false},
 		{"r empty", pair(nil, s), false},
 		{"r a zero byte", pair([]byte{0}, s), false},
 		{"s empty", pair(r, nil), false},
@@ -320,6 +316,7 @@ func TestParseSSHPublicKey(t *testing.T) {
 		{"ssh-ed25519\t" + ed, "", "not a line"},
 		{"ssh-ed25519  " + ed, "", "not a line"},
 		{"ssh-ed25519 " + ed[:len(ed)-1], "", "not a line"},
+		{"sk-ecdsa-sha2-nistp256@openssh.com " + strings.TrimSuffix(token, "g==") + "h== carol", "", "not a line"}, // stray bits
 		{ed, "", "not a line"},
 		{"ssh-ed25519 ", "", "not a line"},
 		{"", "", "not a line"},
@@ -352,6 +349,10 @@ func TestSSHArmour(t *testing.T) {
 		"text before":        {"signature:\n" + text, false},
 		"newline before":     {"\n" + text, false},
 		"text behind":        {text + "x", false},
+		"text in line 1":     {"x" + text, false},
+		"space in line 1":    {strings.Replace(text, "\n", " \n", 1), false},
+		"text in last line":  {strings.TrimSuffix(text, "\n") + "x\n", false},
+		"space in last line": {strings.TrimSuffix(text, "\n") + " ", false},
 		"two signatures":     {text + text, false},
 		"no end":             {strings.Split(text, "-----END")[0], false},
 		"no begin":           {text[len(sshArmourBegin)+1:], false},
