@@ -145,13 +145,16 @@ func addSignature(c *cobra.Command, e *policy.Envelope, path string) (policy.Key
 // on tokens, and asks people for passphrases and touches. A private key is
 // never read here.
 func signWithSSH(c *cobra.Command, e *policy.Envelope, path string) (key policy.Key, err error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
+	if _, err := os.Stat(path); err != nil {
 		return key, err
 	}
-	where := "can ssh-keygen read this private key?"
-	if !bytes.HasPrefix(text, []byte("-----BEGIN ")) {
-		if _, _, err := policy.ParseSSHPublicKey(text); err != nil {
+	where := "is this an SSH private key, and the passphrase right?"
+	if filepath.Ext(path) == ".pub" {
+		line, err := os.ReadFile(path)
+		if err != nil {
+			return key, err
+		}
+		if _, _, err := policy.ParseSSHPublicKey(line); err != nil {
 			return key, err
 		}
 		where = "is the private half in ssh-agent (ssh-add -L), or beside this file?"

@@ -40,8 +40,8 @@ func (e Envelope) Tally(t Trust) Tally {
 		_, inRole := ring.keys[s.KeyID]
 		tally.Signatures = append(tally.Signatures, Standing{s.KeyID, key, known && key.Verify(message, s.Sig), inRole})
 	}
-	holds, _ := t.Role(role)
-	for _, id := range holds.Keys {
+	held, _ := t.Role(role)
+	for _, id := range held.Keys {
 		if key, ok := t.key(id); ok && !slices.Contains(tally.Signers, id) {
 			tally.Missing = append(tally.Missing, key)
 		}
