@@ -108,6 +108,7 @@ func TestSSHSignatureForm(t *testing.T) {
 		{"key inside with a byte more", sshEd, outer(func(o *sshOuter) { o.Public = append(o.Public, 0) }), "another key"},
 		{"same point, other kind", sshSKEd, outer(func(o *sshOuter) { o.Public = sshKey(sshEd25519, sshSKEd.Signer).blob() }), "another key"},
 		{"other application", sshSKEC, func(s *sshSigner) { s.application = "ssh:x" }, "another key"},
+		{"application of its own", sshSKEC.with(func(s *sshSigner) { s.application, s.signedFor = "ssh:work", "ssh:work" }), func(*sshSigner) {}, ""},
 		{"signed for another application", sshSKEC, func(s *sshSigner) { s.signedFor = "ssh:x" }, "does not hold"},
 		{"other kind", sshEd, func(s *sshSigner) { s.innerKind = sshSKEd25519 }, "of kind"},
 		{"plain kind by a token", sshSKEC, func(s *sshSigner) { s.innerKind = sshECDSA }, "of kind"},
