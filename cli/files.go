@@ -120,11 +120,20 @@ func readKey(path string) (crypto.Signer, error) {
 }
 
 // readPublicKey reads a public key in PEM, as openssl pkey -pubout writes it,
-// or the public half of a private key.
+// the public half of a private key, or a .pub file of ssh-keygen. The comment
+// of the last is the key's name.
 func readPublicKey(path string) (policy.Key, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return policy.Key{}, err
+	}
+	if filepath.Ext(path) == ".pub" {
+		key, comment, err := policy.ParseSSHPublicKey(text)
+		if err != nil {
+			return policy.Key{}, fmt.Errorf("%s: %w", path, err)
+		}
+		key.Name = comment
+		return key, nil
 	}
 	block, _ := pem.Decode(text)
 	if block != nil && block.Type == "PRIVATE KEY" {
@@ -135,7 +144,7 @@ func readPublicKey(path string) (policy.Key, error) {
 		return policy.NewKey(signer.Public())
 	}
 	if block == nil || block.Type != "PUBLIC KEY" {
-		return policy.Key{}, fmt.Errorf("%s is not a public key in PEM (openssl pkey -pubout writes one)", path)
+		return policy.Key{}, fmt.Errorf("%s is not a public key in PEM (openssl pkey -pubout writes one), nor ssh-keygen's .pub", path)
 	}
 	public, err := x509.ParsePKIXPublicKey(block.Bytes)
 	if err != nil {

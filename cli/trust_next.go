@@ -32,6 +32,7 @@ when they take this one: openings under it end. After a theft --restart the role
 too, because the thief may have signed the largest version.`,
 		Example: `  jitgate trust next trust.json --remove grant=9f86d081 --add grant=new.pem --restart grant -o next.json
   jitgate trust next trust.json --add root=bob.pem --add root=carol.pem --threshold root=2 -o next.json
+  jitgate trust next trust.json --add policy=alice.pub -o next.json     # her SSH key
   jitgate sign --type trust --key root.key next.json -o trust.2.json`,
 		Args: positional(1, 1, "the trust document in force"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -42,7 +43,7 @@ too, because the thief may have signed the largest version.`,
 		},
 	}
 	c.Flags().StringArrayVar(&r.remove, "remove", nil, "ROLE=KEY: take a role from a key, named by its id or how that begins")
-	c.Flags().StringArrayVar(&r.add, "add", nil, "ROLE=FILE: give a role to a public key")
+	c.Flags().StringArrayVar(&r.add, "add", nil, "ROLE=FILE: give a role to a public key in PEM, or in a .pub file of ssh-keygen")
 	c.Flags().StringArrayVar(&r.threshold, "threshold", nil, "ROLE=N: how many different keys must sign")
 	c.Flags().StringArrayVar(&r.restart, "restart", nil, "policy or grant: raise the role's epoch, so that its versions begin anew")
 	c.Flags().DurationVar(&r.valid, "valid", 5*365*24*time.Hour, "how long the document is valid")

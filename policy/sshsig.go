@@ -197,7 +197,7 @@ const sshMagic = "SSHSIG"
 // made for jitgate.
 func parseSSHSignature(blob []byte) (s sshSignature, err error) {
 	w := wire{rest: blob}
-	magic, version := w.take(len(sshMagic)), w.take(4)
+	magic, version := w.take(uint32(len(sshMagic))), w.take(4)
 	s.public = w.string()
 	namespace, reserved := w.string(), w.string()
 	s.hash = string(w.string())
@@ -289,15 +289,15 @@ func (k Key) verifySSHRaw(signed, raw []byte) bool {
 }
 
 // wire reads the data types of SSH (RFC 4251, section 5) from the front of
-// rest. Once something is missing or misspelt it reads nothing more.
+// rest. Whether all of them were there is asked once, at the end: done.
 type wire struct {
 	rest  []byte
-	short bool
+	short bool // something was missing or misspelt
 }
 
 // take reads n bytes.
-func (w *wire) take(n int) []byte {
-	if w.short || n > len(w.rest) {
+func (w *wire) take(n uint32) []byte {
+	if uint64(n) > uint64(len(w.rest)) {
 		w.short = true
 		return nil
 	}
@@ -311,12 +311,7 @@ func (w *wire) string() []byte {
 	if w.short {
 		return nil
 	}
-	n := binary.BigEndian.Uint32(length)
-	if uint64(n) > uint64(len(w.rest)) {
-		w.short = true
-		return nil
-	}
-	return w.take(int(n))
+	return w.take(binary.BigEndian.Uint32(length))
 }
 
 // mpint reads a number above zero that is written with no byte more than it

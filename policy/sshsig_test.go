@@ -201,6 +201,22 @@ func TestSSHNumbers(t *testing.T) {
 	}
 }
 
+func TestSSHWire(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		ok   bool
+	}{
+		{"\x00\x00\x00\x01\x01", true}, {"\x00\x00\x00\x01\x7f", true}, {"\x00\x00\x00\x02\x00\x80", true},
+		{"\x00\x00\x00\x00", false}, {"\x00\x00\x00\x01\x00", false}, {"\x00\x00\x00\x01\x80", false}, {"\x00\x00\x00\x02\x00\x7f", false},
+		{"\x00\x00\x00\x02\x01", false}, {"\x00\x00\x00\x01\x01\x01", false}, {"\xff\xff\xff\xff\x01", false}, {"\x00\x00\x00", false}, {"", false},
+	} {
+		w := wire{rest: []byte(c.text)}
+		if w.mpint(); w.done() != c.ok {
+			t.Errorf("a number in %q: all there is %t", c.text, w.done())
+		}
+	}
+}
+
 func TestNewSSHKey(t *testing.T) {
 	for _, s := range sshSigners {
 		k, err := NewSSHKey(s.blob())
