@@ -28,10 +28,11 @@ const module = "github.com/jitgate/jitgate"
 // module, by path below it. A new package is given its place here.
 var mayImport = map[string][]string{
 	"":                {"cli"},
-	"cli":             {"agent", "audit", "client", "doctor", "fetch", "firewall", "policy"},
+	"cli":             {"agent", "audit", "client", "cloud", "doctor", "fetch", "firewall", "policy"},
 	"agent":           {"audit", "firewall", "firewall/nft", "firewall/winfw", "policy"},
 	"fetch":           {"policy"},
 	"client":          {"policy"},
+	"cloud":           {"policy"},
 	"policy":          {},
 	"audit":           {},
 	"doctor":          {"firewall"},
@@ -113,6 +114,32 @@ func TestProgramStaysSmall(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The agent never uses the network: what asks a cloud is no part of it.
+func TestAgentAsksNobody(t *testing.T) {
+	for _, goos := range []string{"linux", "windows"} {
+		packages := goList(t, goos, "-deps", "./agent")
+		if len(packages) < 50 {
+			t.Fatalf("go list -deps found %d packages: this test looks at nothing", len(packages))
+		}
+		for _, p := range packages {
+			if p.ImportPath == module+"/cloud" || p.ImportPath == module+"/fetch" {
+				t.Errorf("on %s, the agent contains %s", goos, p.ImportPath)
+			}
+		}
+	}
+	// It serves HTTP on its socket, and calls nobody by it.
+	sources(t, func(path string, text []byte) {
+		if filepath.Dir(path) != "agent" || strings.HasSuffix(path, "_test.go") {
+			return
+		}
+		for _, client := range []string{"http.Client", "http.DefaultClient", "http.Transport", "http.Get(", "http.Post", "http.NewRequest", "net.Dial"} {
+			if bytes.Contains(text, []byte(client)) {
+				t.Errorf("%s uses %s", path, client)
+			}
+		}
+	})
 }
 
 // sources calls f for every Go file of the module.

@@ -82,7 +82,7 @@ func (raw *hostJSON) host() (h Host, err error) {
 	if h.ID, err = need("host.id", raw.ID); err != nil {
 		return h, err
 	}
-	if err = token("host.id", h.ID, 512); err != nil {
+	if err = CheckHostID(h.ID); err != nil {
 		return h, err
 	}
 	if raw.Install != nil {
@@ -100,6 +100,10 @@ func (h Host) json() *hostJSON {
 	}
 	return raw
 }
+
+// CheckHostID reports whether documents can name a host by id: printable ASCII
+// without spaces, from 1 to 512 bytes.
+func CheckHostID(id string) error { return token("host.id", id, 512) }
 
 // names reports whether h names the host id. A scope ("…/*") names every host
 // below it.
