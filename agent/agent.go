@@ -102,6 +102,9 @@ func (a *Agent) Load() {
 	a.horizon, a.live, a.reported = a.store.loadHorizon(a.Clock.BootID), map[string]granted{}, map[string]policy.Code{}
 	a.calls = make(chan func())
 	a.started = a.Clock.Wall()
+	if a.Settings.HostNote != "" {
+		a.Log.Warn("host_id = \"auto\"", "note", a.Settings.HostNote)
+	}
 	stood, err := a.store.loadStanding()
 	if err != nil {
 		a.Log.Error("the saved mode cannot be read: enforcing; jitgate disarm writes it anew", "error", err)

@@ -17,8 +17,18 @@ const (
 	defaultSocket   = "/run/jitgate/agent.sock"
 )
 
-// machineID is the fallback of host_id = "auto".
-func machineID() (string, error) {
+// productUUID is what the firmware calls this machine, or empty: only root may
+// read it, and not every machine has one.
+func productUUID() string {
+	b, err := os.ReadFile("/sys/class/dmi/id/product_uuid")
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// MachineID is the id of this machine, the fallback of host_id = "auto".
+func MachineID() (string, error) {
 	b, err := os.ReadFile("/etc/machine-id")
 	id := strings.TrimSpace(string(b))
 	if err == nil && id == "" {

@@ -18,8 +18,11 @@ var (
 	defaultSocket   = filepath.Join(programData, "agent.sock")
 )
 
-// machineID is the fallback of host_id = "auto".
-func machineID() (string, error) {
+// productUUID is not asked for here.
+func productUUID() string { return "" }
+
+// MachineID is the id of this machine, the fallback of host_id = "auto".
+func MachineID() (string, error) {
 	k, err := registry.OpenKey(registry.LOCAL_MACHINE, `SOFTWARE\Microsoft\Cryptography`, registry.QUERY_VALUE|registry.WOW64_64KEY)
 	if err != nil {
 		return "", err

@@ -27,6 +27,11 @@ const (
 // Settings is agent.toml, checked.
 type Settings struct {
 	HostID   string
+	HostFrom string // who said so: FromSettings, FromMachineID, a cloud's service
+	HostNote string // what to do about a HostID that was fallen back to
+	// HostRefused says why a host.json that is there is not used.
+	HostRefused string
+
 	Mode     Mode
 	Guard    []firewall.Port // guarded until a policy says which
 	InboxDir string
@@ -65,10 +70,12 @@ func LoadSettings(path string) (Settings, error) {
 	if err != nil {
 		return Settings{}, fmt.Errorf("%s:%w", path, err)
 	}
-	if s.HostID == "auto" {
-		if s.HostID, err = machineID(); err != nil {
-			return Settings{}, fmt.Errorf("%s: host_id = \"auto\": %w: set host_id", path, err)
+	if s.HostID == auto {
+		i, err := identify(HostFilePath(path), ThisMachine())
+		if err != nil {
+			return Settings{}, fmt.Errorf("%s: host_id = \"auto\": %w", path, err)
 		}
+		s.HostID, s.HostFrom, s.HostNote, s.HostRefused = i.id, i.from, i.note, i.refused
 	}
 	return s, nil
 }
@@ -112,7 +119,7 @@ func (raw settingsTOML) settings() (s Settings, err error) {
 	if raw.HostID == "" {
 		return s, errors.New(`host_id is missing: set it to this VM's resource id, or to "auto"`)
 	}
-	s = Settings{HostID: raw.HostID, Mode: Mode(raw.Mode), InboxDir: raw.InboxDir, StateDir: raw.StateDir, Socket: raw.Socket}
+	s = Settings{HostID: raw.HostID, HostFrom: FromSettings, Mode: Mode(raw.Mode), InboxDir: raw.InboxDir, StateDir: raw.StateDir, Socket: raw.Socket}
 	if s.Mode != Observe && s.Mode != Enforce {
 		return s, fmt.Errorf("mode %q is not observe or enforce", raw.Mode)
 	}

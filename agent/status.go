@@ -14,6 +14,7 @@ import (
 // Status is what an agent says of itself on its socket. It is a copy.
 type Status struct {
 	Host     string           `json:"host"`
+	HostFrom string           `json:"hostFrom"` // settings, machine-id, azure, ec2 or gce
 	Mode     Mode             `json:"mode"`
 	Trial    *TrialStatus     `json:"trial,omitempty"` // armed and not confirmed yet
 	Since    time.Time        `json:"since"`
@@ -90,7 +91,7 @@ type DocumentStatus struct {
 func (a *Agent) snapshot(ctx context.Context) Status {
 	mode := a.mode()
 	s := Status{
-		Host: a.Settings.HostID, Mode: mode.Mode, Since: a.started.UTC(), Guarded: formatPorts(a.guarded()),
+		Host: a.Settings.HostID, HostFrom: a.Settings.HostFrom, Mode: mode.Mode, Since: a.started.UTC(), Guarded: formatPorts(a.guarded()),
 		Firewall: a.Backend.Describe(), Intact: a.have.Intact,
 		Openings: []OpeningStatus{}, Pending: []OpeningStatus{}, Refused: []OpeningStatus{}, Exempt: []string{},
 	}

@@ -103,6 +103,7 @@ func examine(c *cobra.Command, config string) report {
 		}
 	}
 	f.Host = settings.HostID
+	f.Settings.HostRefused = settings.HostRefused
 	f.Settings.Pinned = settings.TrustPin != policy.Digest{}
 	if !f.Agent.Running {
 		f.Mode, f.Guarded = string(settings.Mode), settings.Guard

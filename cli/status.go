@@ -115,7 +115,11 @@ func printStatus(out io.Writer, s agent.Status, asJSON, watch bool) error {
 		fmt.Fprint(out, "\033[H\033[2J") // home, clear
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "host\t%s\n", s.Host)
+	host := printable(s.Host)
+	if s.HostFrom != agent.FromSettings && s.HostFrom != "" {
+		host += " (from " + printable(s.HostFrom) + ")"
+	}
+	fmt.Fprintf(w, "host\t%s\n", host)
 	fmt.Fprintf(w, "mode\t%s\n", modeText(s))
 	guarded := strings.Join(s.Guarded, ", ")
 	if guarded == "" {

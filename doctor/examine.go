@@ -38,6 +38,7 @@ const (
 	SettingsRefused      ID = "settings-refused"
 	SettingsWritable     ID = "settings-writable"
 	NoTrustPin           ID = "no-trust-pin"
+	HostFileRefused      ID = "host-file-refused"
 	AgentNotRunning      ID = "agent-not-running"
 	AgentNotAsked        ID = "agent-not-asked"
 	AgentProblem         ID = "agent-problem"
@@ -87,7 +88,7 @@ const (
 )
 
 // IDs is every kind of finding.
-var IDs = []ID{UnsupportedPlatform, NotRoot, Unread, NoSettings, SettingsRefused, SettingsWritable, NoTrustPin, AgentNotRunning, AgentNotAsked,
+var IDs = []ID{UnsupportedPlatform, NotRoot, Unread, NoSettings, SettingsRefused, SettingsWritable, NoTrustPin, HostFileRefused, AgentNotRunning, AgentNotAsked,
 	AgentProblem, AgentAnswers, ModeObserve, ModeTrial, ModeOff, NoPortGuarded, GuardMissing, GuardNotIntact, GuardDormant, NothingMayOpen, DocumentRefused, DocumentExpired,
 	DocumentExpiresSoon, DocumentsInForce, ClockBehind, ClockNotSynchronised, ClockSynchronised, GrantShadowed, GrantShadowedForSome,
 	GrantNotShadowed, IPTablesLegacy, TableDormant, TableOwned, RedirectedToGuarded, RewrittenBeforeGuard, RewriteUnreadable, PublishedUnguarded,
@@ -199,6 +200,10 @@ func (e *examination) agent() {
 	}
 	if !s.Missing && s.Broken == "" && !s.Pinned {
 		e.add(Problem, NoTrustPin, "No trust document is pinned: none is taken, and nothing opens.", "", "As root, with the realm's first trust document: `jitgate trust install trust.json`")
+	}
+	if s.HostRefused != "" {
+		e.add(Warning, HostFileRefused, "host.json is not used: this host goes by its machine id, and documents for its cloud's id are refused.", s.HostRefused,
+			fmt.Sprintf("Make it anew and restart the agent: `jitgate host-id --write --config %s`", s.Path))
 	}
 	a := e.Agent
 	switch {

@@ -50,6 +50,8 @@ type Settings struct {
 	Broken   string // why they are not taken
 	Writable string // the file or directory that others than root may write
 	Pinned   bool   // a trust_pin is set
+	// HostRefused says why host.json is not used although host_id is "auto".
+	HostRefused string
 }
 
 // Agent is what the running agent said of itself, or why it said nothing.

@@ -29,6 +29,7 @@ type host struct {
 	program     string
 	dir         string
 	settings    map[string]string // agent.toml, as TOML values
+	board       *board            // that the host runs on; nil: the one the tests do
 
 	agent *exec.Cmd // running, or nil
 	ended chan error
@@ -104,7 +105,7 @@ func (h *host) start() {
 		h.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(h.program, "agent", "run", "--config", h.config())
+	cmd := h.on("agent", "run", "--config", h.config())
 	cmd.Stderr = log
 	if err := h.vm.start(cmd); err != nil {
 		h.t.Fatal(err)
@@ -160,14 +161,13 @@ func (h *host) alive() bool {
 // command runs jitgate on the host.
 func (h *host) command(args ...string) (stdout, stderr string, code int) {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), patience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, h.program, args...)
+	cmd := h.on(args...)
 	var out, complaints bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaints
 	if err := h.vm.start(cmd); err != nil {
 		h.t.Fatal(err)
 	}
+	defer time.AfterFunc(patience, func() { cmd.Process.Kill() }).Stop()
 	var failed *exec.ExitError
 	if err := cmd.Wait(); err != nil && !errors.As(err, &failed) {
 		h.t.Fatalf("jitgate %s: %v", strings.Join(args, " "), err)
@@ -221,6 +221,7 @@ func (h *host) allow(version uint64, grants ...object) {
 // status is what an agent says of itself. The names are a contract.
 type status struct {
 	Host     string         `json:"host"`
+	HostFrom string         `json:"hostFrom"`
 	Mode     string         `json:"mode"`
 	Guarded  []string       `json:"guarded"`
 	Firewall string         `json:"firewall"`
