@@ -54,10 +54,12 @@ type Agent struct {
 	Audit    audit.Sink
 	Log      hclog.Logger
 	Clock    Clock
+	Machine  Machine   // that it runs on
 	Built    time.Time // when the program was built; zero if unknown
 
 	store    store
 	started  time.Time
+	install  installing
 	mark     mark
 	standing standing
 	docs     documents
@@ -105,6 +107,11 @@ func (a *Agent) Load() {
 	if a.Settings.HostNote != "" {
 		a.Log.Warn("host_id = \"auto\"", "note", a.Settings.HostNote)
 	}
+	was, err := a.store.loadInstall()
+	if err != nil {
+		a.Log.Warn("the id of this installation is made anew", "error", err)
+	}
+	a.install = install(was, err, a.Machine, a.started)
 	stood, err := a.store.loadStanding()
 	if err != nil {
 		a.Log.Error("the saved mode cannot be read: enforcing; jitgate disarm writes it anew", "error", err)
@@ -125,11 +132,17 @@ func (a *Agent) Load() {
 		m = mark{Pin: a.Settings.TrustPin, Guarded: m.Guarded}
 		saved = [kinds][]byte{}
 	}
-	a.mark, a.docs = m, restore(m.State, saved)
+	if ours := m.of(a.Settings.HostID); ours.Host != m.Host {
+		if m.Host != "" {
+			a.Log.Warn("this host has another id than before: its policy and grants begin anew", "former", m.Host, "host", ours.Host)
+		}
+		m, a.dirty = ours, m.Trust.Version != 0
+	}
+	a.mark, a.docs = m, restore(m.State, saved, a.facts())
 	if a.docs.raw[Trust] == nil {
 		before := saved
 		before[Trust] = a.store.former()
-		a.docs = restore(m.State, before)
+		a.docs = restore(m.State, before, a.facts())
 	}
 	a.former = a.docs.raw[Trust]
 	for k := range kinds {
@@ -144,6 +157,7 @@ func (a *Agent) Load() {
 // means that the firewall may not be as wanted; the next pass tries again.
 func (a *Agent) Step(ctx context.Context) (next firewall.BootTime, err error) {
 	defer func() { a.next = next }()
+	a.settleInstall(ctx)
 	events := append(a.revert(), a.takeInbox()...)
 	a.save()
 	if a.mode().Mode == Off {
@@ -184,7 +198,7 @@ func (a *Agent) DryRun(ctx context.Context) (firewall.Plan, []error, error) {
 }
 
 func (a *Agent) facts() policy.Facts {
-	return policy.Facts{Host: a.Settings.HostID, Now: a.Clock.Wall(), Built: a.Built}
+	return policy.Facts{Host: a.Settings.HostID, Install: a.install.id(), Now: a.Clock.Wall(), Built: a.Built}
 }
 
 // takeInbox admits what was delivered, in the order documents depend on each

@@ -108,7 +108,7 @@ func newWorld(t *testing.T) *world {
 // restart replaces the agent by a new one, as after kill -9. The kernel, the
 // disk and the record stay.
 func (w *world) restart() {
-	w.Agent = &Agent{Settings: w.Settings, Backend: w.fake, Audit: w.record, Log: hclog.NewNullLogger(),
+	w.Agent = &Agent{Settings: w.Settings, Backend: w.fake, Audit: w.record, Log: hclog.NewNullLogger(), Machine: w.Machine,
 		Clock: Clock{Wall: func() time.Time { return w.wall }, Boot: func() firewall.BootTime { return w.boot }, BootID: "this boot"}}
 	w.Load()
 }

@@ -98,17 +98,18 @@ func (d documents) reverify() documents {
 }
 
 // restore puts saved documents back in force, each only if it is the one the
-// mark names: their times were judged when they were admitted, and Evaluate
-// judges their ends.
-func restore(s policy.State, saved [kinds][]byte) documents {
+// mark names and is still meant for this host: their times were judged when
+// they were admitted, and Evaluate judges their ends. The state may be another
+// machine's, cloned, or this one may have got another name.
+func restore(s policy.State, saved [kinds][]byte, f policy.Facts) documents {
 	var d documents
 	if v, err := policy.OpenPinnedTrust(saved[Trust], s.Trust.Digest); err == nil {
 		d.trust, d.raw[Trust] = v.Document(), saved[Trust]
 	}
-	if v, err := policy.OpenPolicy(saved[Policy], d.trust); err == nil && v.Digest() == s.Policy.Digest {
+	if v, err := policy.OpenPolicy(saved[Policy], d.trust); err == nil && v.Digest() == s.Policy.Digest && policy.MeantFor(v.Document().Host, f) == nil {
 		d.policy, d.raw[Policy] = v.Document(), saved[Policy]
 	}
-	if v, err := policy.OpenGrants(saved[Grants], d.trust); err == nil && v.Digest() == s.Grants.Digest {
+	if v, err := policy.OpenGrants(saved[Grants], d.trust); err == nil && v.Digest() == s.Grants.Digest && policy.MeantFor(v.Document().Host, f) == nil {
 		d.grants, d.raw[Grants] = v.Document(), saved[Grants]
 	}
 	return d.reverify()

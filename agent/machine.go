@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"strings"
@@ -32,6 +33,11 @@ func fact(name, value string) string {
 		return ""
 	}
 	return fmt.Sprintf("%x", sha256.Sum256([]byte("jitgate machine 1\x00"+name+"\x00"+value)))
+}
+
+// with returns m and what is known of now beside it.
+func (m Machine) with(now Machine) Machine {
+	return Machine{cmp.Or(m.MachineID, now.MachineID), cmp.Or(m.ProductUUID, now.ProductUUID)}
 }
 
 // contradicts reports whether a fact known of both differs: then these are two

@@ -229,8 +229,11 @@ type play struct {
 	boot  firewall.BootTime
 	boots int
 
-	wanted   []policy.Grant // what the signer would have open
-	versions [kinds]uint64
+	board int  // the machine it is on
+	named bool // lists name the installation
+
+	wanted   []policy.Grant            // what the signer would have open
+	versions map[string]*[kinds]uint64 // by host
 	sent     [kinds][]*paper
 	trust    int // documents delivered
 
@@ -241,7 +244,7 @@ type play struct {
 
 func newPlay(f *office, dir string) (*play, error) {
 	p := &play{office: f, ledger: newLedger(), oracle: newOracle(), boot: firewall.BootTime(time.Hour),
-		protocol: policy.TCP, ports: []uint16{22, 2222}}
+		protocol: policy.TCP, ports: []uint16{22, 2222}, versions: map[string]*[kinds]uint64{vm: {}, otherVM: {}}}
 	p.fake = &fwtest.Fake{Now: func() firewall.BootTime { return p.boot }}
 	p.backend = p.fake
 	p.fake.Blind = func() error { return p.fault("blind", &p.fate.blind) }
@@ -288,6 +291,9 @@ func (p *play) settle(dir string) error {
 	return errors.Join(p.deliverTrust(), p.deliverPolicy(0), p.deliverList())
 }
 
+// otherVM is what the host is called after it was renamed.
+const otherVM = "/subscriptions/s/virtualMachines/web2"
+
 // fault has the first fault that waits happen, if it is of that name.
 func (p *play) fault(name string, happened *bool) error {
 	if len(p.faults) == 0 || p.faults[0] != name {
@@ -303,10 +309,10 @@ func (p *play) now() instant {
 
 // begin puts a new agent in place of the one that died.
 func (p *play) begin() {
-	p.Agent = &Agent{Settings: p.Settings, Backend: p.backend, Audit: p.ledger, Log: hclog.NewNullLogger(),
+	p.Agent = &Agent{Settings: p.Settings, Backend: p.backend, Audit: p.ledger, Log: hclog.NewNullLogger(), Machine: Machine{MachineID: fmt.Sprint("board ", p.board)},
 		Clock: Clock{Wall: func() time.Time { return p.now().wall }, Boot: func() firewall.BootTime { return p.boot }, BootID: p.now().name}}
 	p.Load()
-	p.oracle.start(p.now())
+	p.oracle.start(p.now(), p.Settings.HostID, p.board)
 }
 
 // during runs a call to the agent, and reports whether the process lived.
@@ -467,9 +473,10 @@ func (p *play) sign(f *paper, typ policy.Type, payload []byte, by crypto.Signer)
 }
 
 func (p *play) header(k Kind) policy.Header {
-	p.versions[k]++
+	versions := p.versions[p.Settings.HostID]
+	versions[k]++
 	at := noon.Add(p.lived).Truncate(time.Second)
-	return policy.Header{Realm: "acme", Version: p.versions[k], Issued: at, Expires: at.Add(12 * time.Hour)}
+	return policy.Header{Realm: "acme", Version: versions[k], Issued: at, Expires: at.Add(12 * time.Hour)}
 }
 
 func (p *play) deliverTrust() error {
@@ -498,14 +505,14 @@ var modelPolicies = map[string]func(*policy.Policy){
 var policyNames = []string{"usual", "narrow", "leases", "exempt", "young-lists", "short", "one-port", "hosts-only", "ends-soon"}
 
 func (p *play) deliverPolicy(n int) error {
-	doc := policy.Policy{Header: p.header(Policy), Host: policy.Host{ID: vm}, MaxGrantsAge: 6 * time.Hour}
+	doc := policy.Policy{Header: p.header(Policy), Host: policy.Host{ID: p.Settings.HostID}, MaxGrantsAge: 6 * time.Hour}
 	for _, port := range p.ports {
 		doc.Ports = append(doc.Ports, policy.Port{Number: port, EndNumber: port, Protocol: p.protocol, SessionsAtEnd: policy.Keep,
 			MaxRequestAccessDuration: 3 * time.Hour, AllowedSources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
 	}
 	modelPolicies[policyNames[n]](&doc)
 	p.past.exempt = append(p.past.exempt, doc.ExemptSources...)
-	return p.sign(&paper{kind: Policy, version: doc.Version, issued: doc.Issued, expires: doc.Expires, policy: doc}, policy.TypePolicy, doc.Encode(), p.office.policy)
+	return p.sign(&paper{kind: Policy, host: doc.Host.ID, version: doc.Version, issued: doc.Issued, expires: doc.Expires, policy: doc}, policy.TypePolicy, doc.Encode(), p.office.policy)
 }
 
 func (p *play) deliverList() error { return p.signList(p.wanted, false) }
@@ -513,14 +520,21 @@ func (p *play) deliverList() error { return p.signList(p.wanted, false) }
 // signList signs a list under the trust document delivered last.
 func (p *play) signList(grants []policy.Grant, forged bool) error {
 	trust := p.office.trust[p.trust-1]
-	doc := policy.Grants{Header: p.header(Grants), Epoch: trust.epoch, Host: policy.Host{ID: vm}, Grants: grants}
+	doc := policy.Grants{Header: p.header(Grants), Epoch: trust.epoch, Host: policy.Host{ID: p.Settings.HostID}, Grants: grants}
+	installed := 0
+	if p.named {
+		// As its status says; empty before it is on the disk.
+		if doc.Host.Install = p.install.id(); doc.Host.Install != "" {
+			installed = p.oracle.install
+		}
+	}
 	by := p.office.grant[trust.key]
 	if forged {
 		by = p.office.policy
 	} else {
 		p.past.grants = append(p.past.grants, grants...)
 	}
-	return p.sign(&paper{kind: Grants, version: doc.Version, epoch: trust.epoch, key: trust.key, forged: forged, issued: doc.Issued, expires: doc.Expires,
+	return p.sign(&paper{kind: Grants, host: doc.Host.ID, install: installed, version: doc.Version, epoch: trust.epoch, key: trust.key, forged: forged, issued: doc.Issued, expires: doc.Expires,
 		grants: slices.Clone(grants)}, policy.TypeGrants, doc.Encode(), by)
 }
 
@@ -539,7 +553,7 @@ func (p *play) fill(full disks) error {
 	}
 	block(full.papers, Trust.File(), Policy.File(), Grants.File())
 	block(full.mark, markFile)
-	block(full.others, horizonFile, modeFile)
+	block(full.others, horizonFile, modeFile, installFile)
 	return err
 }
 
@@ -606,6 +620,19 @@ func (p *play) do(o operation) error {
 	case "kill":
 		p.begin()
 		return p.step()
+	case "cloned": // its disk is in another machine
+		p.board++
+		p.begin()
+		return p.step()
+	case "named": // lists name the installation, or do so no longer
+		p.named = !p.named
+		return cmp.Or(p.deliverList(), p.step())
+	case "renamed": // and the signer hears of it
+		if p.Settings.HostID = vm; p.oracle.mind.host == vm {
+			p.Settings.HostID = otherVM
+		}
+		p.begin()
+		return cmp.Or(p.step(), p.deliverPolicy(0), p.deliverList(), p.step())
 	case "lose": // a file of the state directory
 		for k := range kinds {
 			if k.String() == o.what {
@@ -635,12 +662,13 @@ func (p *play) do(o operation) error {
 		return p.wait(cmp.Or(o.length, Resync))
 	case "full":
 		p.ledger.full = o.what == "record" || o.what == "all"
+		p.oracle.silent = p.ledger.full
 		if o.what == "record" {
 			return nil
 		}
 		return p.fill(disks{papers: o.what == "all" || o.what == "state", mark: true, others: o.what == "all" || o.what == "state"})
 	case "space":
-		p.ledger.full = false
+		p.ledger.full, p.oracle.silent = false, false
 		return p.fill(disks{})
 	case "clock":
 		p.off = o.length
@@ -736,7 +764,7 @@ func (p *play) disarms(mode Mode) error {
 // quiet is the end of every schedule: all is well again, and what is granted
 // then opens, for as long as it is granted.
 func (p *play) quiet() error {
-	p.faults, p.ledger.full, p.ledger.dies, p.off = nil, false, false, 0
+	p.faults, p.ledger.full, p.ledger.dies, p.oracle.silent, p.off = nil, false, false, false, 0
 	if err := p.fill(disks{}); err != nil {
 		return err
 	}
@@ -810,7 +838,7 @@ func draw(r *rand.Rand) []operation {
 	source := func() string { return pick("10.0.0.1/32", "10.0.0.1/32", "10.0.0.2/32", "10.0.0.0/30", "192.0.2.1/32") }
 	for range 5 + r.IntN(9) {
 		var o operation
-		switch n := r.IntN(100); {
+		switch n := r.IntN(104); {
 		case n < 26:
 			grants++
 			o = operation{do: "grant", what: fmt.Sprint("g", grants), source: source(), port: [...]uint16{22, 22, 2222}[r.IntN(3)],
@@ -866,8 +894,14 @@ func draw(r *rand.Rand) []operation {
 			o = operation{do: "disarm", what: pick(string(Observe), string(Off))}
 		case n < 99:
 			o = operation{do: "arm", length: seconds(5, 300)}
-		default:
+		case n < 100:
 			o = operation{do: "confirm"}
+		case n < 101:
+			o = operation{do: "cloned"}
+		case n < 102:
+			o = operation{do: "renamed"}
+		default:
+			o = operation{do: "named"}
 		}
 		list = append(list, o)
 	}

@@ -31,6 +31,13 @@ type oracle struct {
 	mode, savedMode trialling
 	live            map[string]policy.Grant
 
+	// Which installation this is, by number, and the board it is on; saved: as
+	// the disk has it.
+	install, savedInstall int
+	board, savedBoard     int
+	installs              int
+	silent                bool // nothing can be recorded
+
 	kernel guard
 }
 
@@ -43,6 +50,8 @@ type paper struct {
 	issued, expires time.Time
 	policy          policy.Policy
 	grants          []policy.Grant
+	host            string // it is for; empty: for all
+	install         int    // it names; 0: none
 	raw             []byte
 }
 
@@ -55,6 +64,34 @@ type mind struct {
 	void    map[string]bool
 	unsaved [kinds]bool
 	dirty   bool
+
+	host    string // whose policy and grants newest are
+	former  former
+	install int // that documents may name; 0: it is not on the disk
+}
+
+// former is what is remembered of the host this was before.
+type former struct {
+	host   string
+	newest [kinds]*paper
+	void   map[string]bool
+}
+
+// of is a mind that finds itself on a host of that name.
+func (m mind) of(host string) mind {
+	if m.host == host || m.host == "" {
+		m.host = host
+		return m
+	}
+	was := former{m.host, [kinds]*paper{Policy: m.newest[Policy], Grants: m.newest[Grants]}, m.void}
+	next := former{host: host}
+	if m.former.host == host {
+		next = m.former
+	}
+	m.former, m.host, m.void = was, host, next.void
+	m.newest[Policy], m.newest[Grants] = next.newest[Policy], next.newest[Grants]
+	m.dirty = true
+	return m
 }
 
 // disks says which writes fail.
@@ -102,15 +139,21 @@ func newOracle() *oracle {
 
 var settingsPorts = []firewall.Port{{Protocol: firewall.TCP, First: 22, Last: 22}, {Protocol: firewall.TCP, First: 2222, Last: 2222}}
 
-// start is a new agent that reads what the disk has.
-func (o *oracle) start(now instant) {
+// start is a new agent that reads what the disk has, on a host of that name
+// and a board.
+func (o *oracle) start(now instant, host string, board int) {
 	o.broken, o.live, o.mode, o.horizon = false, map[string]policy.Grant{}, o.savedMode, maps.Clone(o.savedHorizon)
 	if o.mode.boot != now.name {
 		o.mode.peers, o.mode.until = nil, 0
 	}
 	files := o.disk.papers
-	m := o.disk
+	m := o.disk.of(host)
 	m.papers = [kinds]*paper{}
+	o.board, o.install, m.install = board, o.savedInstall, o.savedInstall
+	if o.install == 0 || o.savedBoard != board {
+		o.installs++
+		o.install, m.install = o.installs, 0
+	}
 	for k := range kinds {
 		// A file that is not the one of the mark does not count.
 		f := files[k]
@@ -134,7 +177,7 @@ func (o *oracle) start(now instant) {
 func (m *mind) holds(f *paper) bool {
 	t := m.papers[Trust]
 	switch {
-	case f.forged:
+	case f.forged, f.host != "" && f.host != m.host, f.install != 0 && f.install != m.install:
 		return false
 	case f.kind == Trust:
 		return true
@@ -405,6 +448,9 @@ func (o *oracle) pass(now instant, f fate) verdict {
 	if o.mode.trial && now.boot >= o.mode.until {
 		o.mode = trialling{mode: o.mode.mode}
 		o.stand(o.mode)
+	}
+	if !o.silent && !o.full.others {
+		o.savedInstall, o.savedBoard, o.mind.install = o.install, o.board, o.install
 	}
 	for k := range kinds {
 		if o.inbox[k] != nil {

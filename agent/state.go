@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/jitgate/jitgate/firewall"
 	"github.com/jitgate/jitgate/policy"
@@ -27,6 +28,12 @@ const (
 // before anything opens on the strength of it.
 type mark struct {
 	policy.State
+	// Host is whose policy and grants the marks count; empty before there was
+	// this name.
+	Host string `json:"host,omitempty"`
+	// Former is what is remembered of the host this was before: a name that
+	// goes and comes back brings nothing old with it.
+	Former *formerHost `json:"former,omitempty"`
 	// Pin is the first trust document the marks belong to. With another pin
 	// in the settings this is another realm, and the marks begin anew.
 	Pin policy.Digest `json:"pin,omitzero"`
@@ -35,6 +42,33 @@ type mark struct {
 	Guarded []string `json:"guarded,omitempty"`
 	// Void lists the ids of listed grants that a lockdown ended for good.
 	Void []string `json:"void,omitempty"`
+}
+
+// formerHost is what a mark holds of one host id.
+type formerHost struct {
+	Host   string      `json:"host"`
+	Policy policy.Mark `json:"policy,omitzero"`
+	Grants policy.Mark `json:"grants,omitzero"`
+	Void   []string    `json:"void,omitempty"`
+}
+
+// of returns the mark for a host id. What counts versions of documents for
+// another one is put by; the trust mark, the clock floor and the ports that
+// are guarded belong to the machine whatever its name. It is pure.
+func (m mark) of(host string) mark {
+	if m.Host == "" {
+		m.Host = host
+	}
+	if strings.EqualFold(m.Host, host) {
+		return m
+	}
+	next := formerHost{Host: host}
+	if m.Former != nil && strings.EqualFold(m.Former.Host, host) {
+		next = *m.Former
+	}
+	m.Former = &formerHost{m.Host, m.Policy, m.Grants, m.Void}
+	m.Host, m.Policy, m.Grants, m.Void = next.Host, next.Policy, next.Grants, next.Void
+	return m
 }
 
 // store keeps the mark and the admitted documents in the state directory.

@@ -15,6 +15,7 @@ import (
 type Status struct {
 	Host     string           `json:"host"`
 	HostFrom string           `json:"hostFrom"` // settings, machine-id, azure, ec2 or gce
+	Install  string           `json:"install"`  // empty: it could not be made durable yet
 	Mode     Mode             `json:"mode"`
 	Trial    *TrialStatus     `json:"trial,omitempty"` // armed and not confirmed yet
 	Since    time.Time        `json:"since"`
@@ -91,13 +92,13 @@ type DocumentStatus struct {
 func (a *Agent) snapshot(ctx context.Context) Status {
 	mode := a.mode()
 	s := Status{
-		Host: a.Settings.HostID, HostFrom: a.Settings.HostFrom, Mode: mode.Mode, Since: a.started.UTC(), Guarded: formatPorts(a.guarded()),
+		Host: a.Settings.HostID, HostFrom: a.Settings.HostFrom, Install: a.install.id(), Mode: mode.Mode, Since: a.started.UTC(), Guarded: formatPorts(a.guarded()),
 		Firewall: a.Backend.Describe(), Intact: a.have.Intact,
 		Openings: []OpeningStatus{}, Pending: []OpeningStatus{}, Refused: []OpeningStatus{}, Exempt: []string{},
 	}
 	denied, err := a.Backend.Denied(ctx)
 	s.Denied, s.Denials = denied.Packets, a.denials(denied)
-	if err := errors.Join(a.problem, err); err != nil {
+	if err := errors.Join(also(a.problem, a.install.err), err); err != nil {
 		s.Problem = err.Error()
 	}
 	if a.decision.Blocked != nil {

@@ -18,6 +18,8 @@ type Name string
 const (
 	AgentStarted    Name = "agent.started"
 	AgentStopped    Name = "agent.stopped"
+	InstallCreated  Name = "install.created"
+	InstallRenewed  Name = "install.renewed" // the state was another machine's, or unreadable
 	GuardArmed      Name = "guard.armed"     // on trial: it goes back unless confirmed
 	GuardConfirmed  Name = "guard.confirmed" // for good
 	GuardReverted   Name = "guard.reverted"  // not confirmed in time
@@ -51,6 +53,9 @@ type Event struct {
 	Code      string    `json:"code,omitempty"`
 	Process   string    `json:"process,omitempty"` // who changed the guard, where the kernel tells
 	PID       int       `json:"pid,omitempty"`
+	Install   string    `json:"install,omitempty"` // the id of this installation
+	// FormerInstall is the one before it, where that is known.
+	FormerInstall string `json:"formerInstall,omitempty"`
 	// ExposedMS is for how many milliseconds the guard was not whole, from
 	// when the change was noticed to when it was mended.
 	ExposedMS int64 `json:"exposedMs,omitempty"`

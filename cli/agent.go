@@ -71,6 +71,7 @@ func openAgent(c *cobra.Command, config, level string) (*agent.Agent, error) {
 		Audit:    audit.NewFile(filepath.Join(settings.StateDir, "audit")),
 		Log:      log,
 		Clock:    agent.SystemClock(),
+		Machine:  agent.ThisMachine(),
 		Built:    builtTime(),
 	}, nil
 }

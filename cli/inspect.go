@@ -336,11 +336,15 @@ func (v *verifier) grantsFile(raw []byte) (string, error) {
 	return note, errors.Join(refused...)
 }
 
-// hostOf is who we are: the host given, or whoever the document is for.
+// hostOf is who we are: the host and installation given, or whoever the
+// document is for.
 func (v *verifier) hostOf(h policy.Host) policy.Facts {
 	f := v.facts
 	if v.anyHost {
-		f.Host, f.Install = h.ID+"any", h.Install
+		f.Host = h.ID + "any"
+		if f.Install == "" {
+			f.Install = h.Install
+		}
 		if len(h.ID) == 0 || h.ID[len(h.ID)-1] != '*' {
 			f.Host = h.ID
 		}

@@ -120,6 +120,11 @@ func printStatus(out io.Writer, s agent.Status, asJSON, watch bool) error {
 		host += " (from " + printable(s.HostFrom) + ")"
 	}
 	fmt.Fprintf(w, "host\t%s\n", host)
+	install := s.Install
+	if install == "" {
+		install = "not known: documents that name one are refused"
+	}
+	fmt.Fprintf(w, "install\t%s\n", printable(install))
 	fmt.Fprintf(w, "mode\t%s\n", modeText(s))
 	guarded := strings.Join(s.Guarded, ", ")
 	if guarded == "" {

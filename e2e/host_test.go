@@ -222,6 +222,7 @@ func (h *host) allow(version uint64, grants ...object) {
 type status struct {
 	Host     string         `json:"host"`
 	HostFrom string         `json:"hostFrom"`
+	Install  string         `json:"install"`
 	Mode     string         `json:"mode"`
 	Guarded  []string       `json:"guarded"`
 	Firewall string         `json:"firewall"`
@@ -322,6 +323,9 @@ type event struct {
 	Code     string    `json:"code"`
 	Torn     string    `json:"torn"`
 	By       string    `json:"requestor"`
+
+	Install       string `json:"install"`
+	FormerInstall string `json:"formerInstall"`
 
 	Process   string `json:"process"`
 	PID       int    `json:"pid"`

@@ -116,6 +116,13 @@ func meantForUs(h Header, host Host, t Trust, f Facts) error {
 	if h.Realm != t.Realm {
 		return Refuse(WrongRealm, "realm is %q, this host's is %q", h.Realm, t.Realm)
 	}
+	return MeantFor(host, f)
+}
+
+// MeantFor checks that a document for host is one for the host and the
+// installation that f tells of. An agent asks it again of what it saved: a
+// host may have got another name since, and a saved state another host.
+func MeantFor(host Host, f Facts) error {
 	if !host.names(f.Host) {
 		return Refuse(WrongHost, "host is %q, this is %q", host.ID, f.Host)
 	}

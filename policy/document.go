@@ -88,7 +88,7 @@ func (raw *hostJSON) host() (h Host, err error) {
 	if raw.Install != nil {
 		// Empty is refused: it would read as "any" where somebody meant one.
 		h.Install = *raw.Install
-		err = token("host.install", h.Install, 128)
+		err = CheckInstall(h.Install)
 	}
 	return h, err
 }
@@ -104,6 +104,10 @@ func (h Host) json() *hostJSON {
 // CheckHostID reports whether documents can name a host by id: printable ASCII
 // without spaces, from 1 to 512 bytes.
 func CheckHostID(id string) error { return token("host.id", id, 512) }
+
+// CheckInstall reports whether documents can name an installation by id:
+// printable ASCII without spaces, from 1 to 128 bytes.
+func CheckInstall(id string) error { return token("host.install", id, 128) }
 
 // names reports whether h names the host id. A scope ("…/*") names every host
 // below it.
