@@ -110,9 +110,9 @@ type identity struct {
 	note, refused string
 }
 
-// identify looks up host_id = "auto": what host.json says, else the machine
-// id.
-func identify(path string, machine Machine) (identity, error) {
+// identify looks up host_id = "auto": what the host.json at path says, else
+// the machine id.
+func identify(path string, machine Machine, machineID func() (string, error)) (identity, error) {
 	h, err := LoadHostFile(path, machine)
 	if err == nil {
 		return identity{id: h.ID, from: h.From}, nil
@@ -122,7 +122,7 @@ func identify(path string, machine Machine) (identity, error) {
 		i.refused = err.Error()
 		i.note = fmt.Sprintf("%v, so the machine id is this host's: jitgate host-id --write makes it anew", err)
 	}
-	if i.id, err = MachineID(); err != nil {
+	if i.id, err = machineID(); err != nil {
 		return identity{}, fmt.Errorf("%w: set host_id, or run jitgate host-id --write", err)
 	}
 	return i, nil

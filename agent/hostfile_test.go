@@ -55,49 +55,52 @@ func TestFact(t *testing.T) {
 	}
 }
 
-// loadHost is what the settings make of host.json.
-func loadHost(t *testing.T, settings, host string) (Settings, error) {
-	t.Helper()
-	dir := t.TempDir()
-	config := filepath.Join(dir, "agent.toml")
-	if err := os.WriteFile(config, []byte(settings), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if host != "" {
-		if err := os.WriteFile(HostFilePath(config), []byte(host), 0o644); err != nil {
-			t.Fatal(err)
+func TestHostID(t *testing.T) {
+	const file, id = `{"id":"arn:x","from":"ec2","machine":{}}`, "11111111111111111111111111111111"
+	here := Machine{MachineID: fact("machine-id", id)}
+	for name, c := range map[string]struct{ host, id, from, reason string }{
+		"no file":             {"", id, FromMachineID, ""},
+		"a file":              {file, "arn:x", "ec2", ""},
+		"this machine's":      {`{"id":"arn:x","from":"ec2","machine":{"machineID":"` + here.MachineID + `"}}`, "arn:x", "ec2", ""},
+		"another machine's":   {`{"id":"arn:x","from":"ec2","machine":{"machineID":"` + fact("machine-id", "x") + `"}}`, id, FromMachineID, "another machine"},
+		"not JSON":            {"arn:x", id, FromMachineID, "invalid character"},
+		"nothing":             {"null", id, FromMachineID, "host.id is empty"},
+		"no origin":           {`{"id":"arn:x"}`, id, FromMachineID, "where the id is from"},
+		"an id nobody names":  {`{"id":"büro","from":"azure"}`, id, FromMachineID, "ASCII"},
+		"513 bytes":           {`{"id":"` + strings.Repeat("x", 513) + `","from":"azure"}`, id, FromMachineID, "513 bytes"},
+		"larger than 16 KiB":  {file + strings.Repeat(" ", maxHostFile), id, FromMachineID, "more than 16384 bytes"},
+		"something behind it": {file + file, id, FromMachineID, "invalid character"},
+	} {
+		path := filepath.Join(t.TempDir(), hostFile)
+		if c.host != "" {
+			if err := os.WriteFile(path, []byte(c.host), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		i, err := identify(path, here, func() (string, error) { return id, nil })
+		if err != nil || i.id != c.id || i.from != c.from || strings.Contains(i.note, "jitgate host-id --write") != (c.from == FromMachineID) ||
+			!strings.Contains(i.refused, c.reason) || (c.reason == "") != (i.refused == "") {
+			t.Errorf("%s: %v, %+v", name, err, i)
 		}
 	}
-	return LoadSettings(config)
+	nowhere := func() (string, error) { return "", errors.New("none") }
+	if i, err := identify(filepath.Join(t.TempDir(), hostFile), here, nowhere); err == nil || !strings.Contains(err.Error(), "set host_id") {
+		t.Errorf("without a machine id: %+v, %v", i, err)
+	}
 }
 
-func TestHostID(t *testing.T) {
-	id, err := MachineID()
-	if err != nil {
-		t.Skip(err)
+// What is written in the settings counts, and beside auto what host.json says.
+func TestHostIDInSettings(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "agent.toml")
+	if err := (HostFile{ID: "arn:x", From: "ec2"}).Write(HostFilePath(config)); err != nil {
+		t.Fatal(err)
 	}
-	const file = `{"id":"arn:x","from":"ec2","machine":{}}`
-	for name, c := range map[string]struct {
-		settings, host         string
-		id, from, note, reason string
-	}{
-		"written down":        {`host_id = "web1"`, file, "web1", FromSettings, "", ""},
-		"auto, no file":       {`host_id = "auto"`, "", id, FromMachineID, "jitgate host-id --write", ""},
-		"auto, a file":        {`host_id = "auto"`, file, "arn:x", "ec2", "", ""},
-		"this machine's":      {`host_id = "auto"`, `{"id":"arn:x","from":"ec2","machine":{"machineID":"` + fact("machine-id", id) + `"}}`, "arn:x", "ec2", "", ""},
-		"another machine's":   {`host_id = "auto"`, `{"id":"arn:x","from":"ec2","machine":{"machineID":"` + fact("machine-id", "x") + `"}}`, id, FromMachineID, "jitgate host-id --write", "another machine"},
-		"not JSON":            {`host_id = "auto"`, "arn:x", id, FromMachineID, "jitgate host-id --write", "invalid character"},
-		"nothing":             {`host_id = "auto"`, "null", id, FromMachineID, "jitgate host-id --write", "host.id is empty"},
-		"no origin":           {`host_id = "auto"`, `{"id":"arn:x"}`, id, FromMachineID, "jitgate host-id --write", "where the id is from"},
-		"an id nobody names":  {`host_id = "auto"`, `{"id":"büro","from":"azure"}`, id, FromMachineID, "jitgate host-id --write", "ASCII"},
-		"513 bytes":           {`host_id = "auto"`, `{"id":"` + strings.Repeat("x", 513) + `","from":"azure"}`, id, FromMachineID, "jitgate host-id --write", "513 bytes"},
-		"larger than 16 KiB":  {`host_id = "auto"`, file + strings.Repeat(" ", maxHostFile), id, FromMachineID, "jitgate host-id --write", "more than 16384 bytes"},
-		"something behind it": {`host_id = "auto"`, file + file, id, FromMachineID, "jitgate host-id --write", "invalid character"},
-	} {
-		s, err := loadHost(t, c.settings, c.host)
-		if err != nil || s.HostID != c.id || s.HostFrom != c.from || !strings.Contains(s.HostNote, c.note) || (c.note == "") != (s.HostNote == "") ||
-			!strings.Contains(s.HostRefused, c.reason) || (c.reason == "") != (s.HostRefused == "") {
-			t.Errorf("%s: %v, %+v", name, err, s)
+	for text, want := range map[string][2]string{`host_id = "web1"`: {"web1", FromSettings}, `host_id = "auto"`: {"arn:x", "ec2"}} {
+		if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := LoadSettings(config); err != nil || s.HostID != want[0] || s.HostFrom != want[1] || s.HostNote != "" {
+			t.Errorf("%s: %+v, %v", text, s, err)
 		}
 	}
 }

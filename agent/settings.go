@@ -71,7 +71,7 @@ func LoadSettings(path string) (Settings, error) {
 		return Settings{}, fmt.Errorf("%s:%w", path, err)
 	}
 	if s.HostID == auto {
-		i, err := identify(HostFilePath(path), ThisMachine())
+		i, err := identify(HostFilePath(path), ThisMachine(), MachineID)
 		if err != nil {
 			return Settings{}, fmt.Errorf("%s: host_id = \"auto\": %w", path, err)
 		}

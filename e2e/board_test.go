@@ -38,5 +38,8 @@ func (h *host) on(args ...string) *exec.Cmd {
 	if h.board == nil {
 		return exec.Command(h.program, args...)
 	}
-	return exec.Command("unshare", append([]string{"--mount", "sh", "-c", elsewhere, "sh", h.board.etc, h.board.uuid, h.program}, args...)...)
+	cmd := exec.Command("unshare", append([]string{"--mount", "sh", "-c", elsewhere, "sh", h.board.etc, h.board.uuid, h.program}, args...)...)
+	// A proxy would tell of its own machine; here nobody even listens.
+	cmd.Env = append(os.Environ(), "http_proxy=http://"+alice4+":9", "HTTP_PROXY=http://"+alice4+":9")
+	return cmd
 }
