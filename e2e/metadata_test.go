@@ -294,7 +294,8 @@ func TestHostIDIsKept(t *testing.T) {
 	config := h.config()
 	h.must("host-id", "--write", "--config", config)
 	before := h.hostFile()
-	h.outside.run(t, "ip", "addr", "del", metadataAddress+"/32", "dev", "p0")
+	away := func() { h.outside.run(t, "ip", "addr", "del", metadataAddress+"/32", "dev", "p0") }
+	away()
 	if stdout, stderr, code := h.command("host-id", "--write", "--config", config); code != 1 || stdout != "" || !strings.Contains(stderr, "stays as it is") {
 		t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
 	}
@@ -306,6 +307,12 @@ func TestHostIDIsKept(t *testing.T) {
 	}
 
 	// On another machine it is nobody's id, and makes way.
+	h.outside.run(t, "ip", "addr", "add", metadataAddress+"/32", "dev", "p0")
+	h.must("host-id", "--write", "--config", config)
+	if f := h.hostFile(); f.ID != before.ID {
+		t.Fatalf("host.json says %+v", f)
+	}
+	away()
 	h.board = newBoard(t, strings.Repeat("2", 32), someUUID)
 	h.must("host-id", "--write", "--config", config)
 	if f := h.hostFile(); f.ID != strings.Repeat("2", 32) {
