@@ -57,13 +57,14 @@ type Agent struct {
 	Machine  Machine   // that it runs on
 	Built    time.Time // when the program was built; zero if unknown
 
+	inbox    inbox
 	store    store
 	started  time.Time
 	install  installing
 	mark     mark
 	standing standing
 	docs     documents
-	unread   error // the saved mark cannot be read: nothing opens
+	unread   error // the saved state cannot be read: nothing opens
 	unsaved  [kinds]bool
 	former   []byte // the trust document of the mark on the disk
 	dirty    bool   // the mark is not on the disk yet
@@ -101,7 +102,7 @@ type refusal struct {
 // Load reads what an earlier run saved. It changes nothing.
 func (a *Agent) Load() {
 	a.store = store{a.Settings.StateDir}
-	a.horizon, a.live, a.reported = a.store.loadHorizon(a.Clock.BootID), map[string]granted{}, map[string]policy.Code{}
+	a.live, a.reported = map[string]granted{}, map[string]policy.Code{}
 	a.calls = make(chan func())
 	a.started = a.Clock.Wall()
 	if a.Settings.HostNote != "" {
@@ -112,25 +113,28 @@ func (a *Agent) Load() {
 		a.Log.Warn("the id of this installation is made anew", "error", err)
 	}
 	a.install = install(was, err, a.Machine, a.started)
+	if a.horizon, err = a.store.loadHorizon(a.Clock.BootID); err != nil {
+		a.Log.Error("where the ends of openings lie is drawn anew by the wall clock", "error", err)
+	}
 	stood, err := a.store.loadStanding()
 	if err != nil {
-		a.Log.Error("the saved mode cannot be read: enforcing; jitgate disarm writes it anew", "error", err)
+		a.Log.Error("the saved mode cannot be read: enforcing; jitgate arm or disarm writes it anew", "error", err)
 		stood = standing{Mode: Enforce}
 	}
 	a.standing = stood.in(a.Clock.BootID)
 	m, saved, err := a.store.load()
 	if err != nil {
 		// Without the mark an old list could be replayed.
-		a.unread = policy.Refuse(policy.NotDurable, "the saved mark cannot be read: %v; restore it, or remove it to trust the next documents anew", err)
+		a.unread = policy.Refuse(policy.NotDurable, "the saved state cannot be read: %v; then restart the agent", err)
 		a.Log.Error("nothing will open", "error", a.unread)
 		return
 	}
 	if m.Pin != a.Settings.TrustPin {
 		if m.Pin != (policy.Digest{}) {
 			a.Log.Warn("trust_pin names another realm than before: earlier documents no longer count")
+			saved = [kinds][]byte{}
 		}
 		m = mark{Pin: a.Settings.TrustPin, Guarded: m.Guarded}
-		saved = [kinds][]byte{}
 	}
 	if ours := m.of(a.Settings.HostID); ours.Host != m.Host {
 		if m.Host != "" {
@@ -143,10 +147,15 @@ func (a *Agent) Load() {
 		before := saved
 		before[Trust] = a.store.former()
 		a.docs = restore(m.State, before, a.facts())
+		if m.Trust.Version == 0 && before[Trust] != nil {
+			// The mark is lost. The one before may be the one that is pinned.
+			_ = a.admit(Trust, before[Trust])
+		}
 	}
 	a.former = a.docs.raw[Trust]
 	for k := range kinds {
-		// A newer document than the mark: saved just before a crash.
+		// A newer document than the mark: saved just before a crash, or the
+		// mark is lost. It is judged as if it were delivered now.
 		if saved[k] != nil && !a.docs.delivered(k, saved[k]) && a.admit(k, saved[k]) == nil {
 			a.pending = append(a.pending, a.admitted(k))
 		}
@@ -205,8 +214,8 @@ func (a *Agent) facts() policy.Facts {
 // other, and returns what to record of it.
 func (a *Agent) takeInbox() []audit.Event {
 	var events []audit.Event
-	for k := range kinds {
-		raw, err := readInbox(a.Settings.InboxDir, k)
+	for _, found := range a.inbox.read(a.Settings.InboxDir) {
+		k, raw, err := found.kind, found.raw, found.err
 		if err == nil && (raw == nil || a.docs.delivered(k, raw)) {
 			a.refusals[k] = refusal{}
 			continue

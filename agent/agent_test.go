@@ -761,7 +761,7 @@ func TestCrashBetweenTrustAndMark(t *testing.T) {
 	w.deliver()
 	w.mustPass(0)
 	block := filepath.Join(w.Settings.StateDir, "."+markFile+".new")
-	if err := os.Mkdir(block, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(block, "taken"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	w.put(Trust, w.nextTrust())
@@ -770,7 +770,7 @@ func TestCrashBetweenTrustAndMark(t *testing.T) {
 			t.Fatalf("got %v, want not-durable", err)
 		}
 	}
-	if err := os.Remove(block); err != nil {
+	if err := os.RemoveAll(block); err != nil {
 		t.Fatal(err)
 	}
 	w.restart()

@@ -65,14 +65,6 @@ func newTimer(clock int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "timerfd"), nil
 }
 
-// tell says something on c, unless it was said and not heard yet.
-func tell(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
 // set arms the alarm for at, in place of any earlier time.
 func (a *alarm) set(at firewall.BootTime) error {
 	// A value of zero would disarm it.

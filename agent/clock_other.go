@@ -16,12 +16,7 @@ type alarm struct {
 
 func newAlarm() (*alarm, error) {
 	a := &alarm{C: make(chan struct{}, 1)}
-	a.timer = time.AfterFunc(time.Hour, func() {
-		select {
-		case a.C <- struct{}{}:
-		default:
-		}
-	})
+	a.timer = time.AfterFunc(time.Hour, func() { tell(a.C) })
 	return a, nil
 }
 

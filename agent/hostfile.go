@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -37,14 +36,15 @@ const hostFile = "host.json"
 // HostFilePath is where the host.json of a settings file lies: beside it.
 func HostFilePath(config string) string { return filepath.Join(filepath.Dir(config), hostFile) }
 
-// maxHostFile bounds what is read of it, in bytes.
-const maxHostFile = 16 << 10
+// hostFileTerms are those of settings: whoever could write it could make this
+// host another one.
+var hostFileTerms = terms{limit: 16 << 10, linked: true, named: true}
 
 // LoadHostFile reads host.json and requires that it is whole, written by
 // nobody but root, and of machine. The error is fs.ErrNotExist where there is
 // none.
 func LoadHostFile(path string, machine Machine) (HostFile, error) {
-	text, err := readHostFile(path)
+	text, err := readFile(path, hostFileTerms)
 	if errors.Is(err, fs.ErrNotExist) {
 		return HostFile{}, err
 	}
@@ -59,21 +59,6 @@ func LoadHostFile(path string, machine Machine) (HostFile, error) {
 		return HostFile{}, fmt.Errorf("%s: %w", path, err)
 	}
 	return h, nil
-}
-
-// readHostFile reads it as deliveries are read: whoever could write it could
-// make this host another one.
-func readHostFile(path string) ([]byte, error) {
-	f, err := openInbox(filepath.Dir(path), filepath.Base(path))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxHostFile+1))
-	if err == nil && len(text) > maxHostFile {
-		err = fmt.Errorf("it has more than %d bytes", maxHostFile)
-	}
-	return text, err
 }
 
 func parseHostFile(text []byte) (h HostFile, err error) {
@@ -96,7 +81,7 @@ func (h HostFile) Write(path string) error {
 		return err
 	}
 	dir := filepath.Dir(path)
-	if err := writeFile(dir, filepath.Base(path), append(text, '\n'), 0o644); err != nil {
+	if err := writeFile(dir, filepath.Base(path), append(text, '\n'), true); err != nil {
 		return err
 	}
 	return errors.Join(os.Chmod(path, 0o644), syncDir(dir)) // whatever the umask

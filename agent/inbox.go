@@ -3,10 +3,11 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"github.com/jitgate/jitgate/policy"
 )
@@ -27,74 +28,81 @@ func (k Kind) String() string { return [...]string{"trust", "policy", "grants"}[
 // File is the document's name in the inbox and in the state directory.
 func (k Kind) File() string { return k.String() + ".json" }
 
-// readInbox reads one delivered document. A file that is not there gives
-// nil. Anything but a plain file that only its owner, the agent, root or the
-// inbox's owner can have written is refused unread, judged on the descriptor
-// that is then read.
-func readInbox(dir string, k Kind) ([]byte, error) {
-	f, err := openInbox(dir, k.File())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, policy.Refuse(policy.Malformed, "%s: %v", filepath.Join(dir, k.File()), err)
-	}
-	defer f.Close()
-	return readLimited(f)
+// inbox reads what was delivered. A file system behind it that never answers
+// (NFS, FUSE) holds up the reader of a document, never the pass: what is in
+// force stays, leases are renewed, and what ends is closed. The zero inbox is
+// ready.
+type inbox struct {
+	reading [kinds]atomic.Bool // a reader is out, perhaps of an earlier pass
 }
 
-func readLimited(f *os.File) ([]byte, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
+// answer is what one look at a document in the inbox found: nil and no
+// error where there is none.
+type answer struct {
+	kind Kind
+	raw  []byte
+	err  error
+}
+
+// inboxPatience is how long one pass waits for the inbox. It is less than a
+// caller on the socket waits for a pass.
+const inboxPatience = 2 * time.Second
+
+// read looks at all documents. One that an earlier pass has not got an answer
+// for is neither waited for nor asked for again. An answer that comes late is
+// not used: the next pass reads anew.
+func (i *inbox) read(dir string) (found [kinds]answer) {
+	answers := make(chan answer, kinds)
+	waiting := 0
+	for k := range kinds {
+		found[k] = answer{kind: k, err: policy.Refuse(policy.Malformed, "%s: no answer within %s: see to the file system it is on",
+			filepath.Join(dir, k.File()), inboxPatience)}
+		if !i.reading[k].CompareAndSwap(false, true) {
+			continue
+		}
+		waiting++
+		go func() {
+			raw, err := readInbox(dir, k)
+			i.reading[k].Store(false)
+			answers <- answer{k, raw, err}
+		}()
 	}
-	if info.Size() > policy.MaxEnvelope {
-		return nil, policy.Refuse(policy.TooLarge, "%s has %d bytes, the limit is %d", f.Name(), info.Size(), policy.MaxEnvelope)
-	}
-	// One more byte than the file has, so that one read sees its end.
-	b := make([]byte, 0, info.Size()+1)
-	for {
-		n, err := f.Read(b[len(b):cap(b)])
-		b = b[:len(b)+n]
-		switch {
-		case errors.Is(err, io.EOF):
-			return b, nil
-		case err != nil:
-			return nil, policy.Refuse(policy.Malformed, "%v", err)
-		case len(b) > policy.MaxEnvelope:
-			return nil, policy.Refuse(policy.TooLarge, "%s grew past %d bytes", f.Name(), policy.MaxEnvelope)
-		case len(b) == cap(b):
-			b = append(b, 0)[:len(b)]
+	enough := time.NewTimer(inboxPatience)
+	defer enough.Stop()
+	for ; waiting > 0; waiting-- {
+		select {
+		case d := <-answers:
+			found[d.kind] = d
+		case <-enough.C:
+			return found
 		}
 	}
+	return found
 }
 
-// writeFile replaces dir/name whole: a crash leaves the old file or the new
-// one. The name is durable once the caller has synced dir.
-func writeFile(dir, name string, data []byte, mode os.FileMode) (err error) {
-	temporary := filepath.Join(dir, "."+name+".new")
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
-	if err != nil {
-		return err
+// readInbox reads one delivered document. A file that is not there gives nil.
+func readInbox(dir string, k Kind) ([]byte, error) {
+	raw, err := readFile(filepath.Join(dir, k.File()), inboxTerms)
+	var large tooLarge
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.As(err, &large):
+		return nil, policy.Refuse(policy.TooLarge, "%v", err)
+	case err != nil:
+		return nil, policy.Refuse(policy.Malformed, "%v", err)
 	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, os.Remove(temporary))
-	}
-	return os.Rename(temporary, filepath.Join(dir, name))
+	return raw, nil
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
+// makeInbox makes the directory. The file system it is to be on may hang.
+func makeInbox(dir string) error {
+	made := make(chan error, 1)
+	go func() { made <- os.MkdirAll(dir, 0o755) }()
+	select {
+	case err := <-made:
 		return err
+	case <-time.After(inboxPatience):
+		return fmt.Errorf("%s: no answer within %s", dir, inboxPatience)
 	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
 }

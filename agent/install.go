@@ -3,12 +3,9 @@ package agent
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/jitgate/jitgate/audit"
@@ -103,14 +100,7 @@ func (a *Agent) settleInstall(ctx context.Context) {
 }
 
 func (s store) saveInstall(i installation) error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return err
-	}
-	text, err := json.MarshalIndent(i, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := writeFile(s.dir, installFile, append(text, '\n'), 0o600); err != nil {
+	if err := s.write(installFile, i, true); err != nil {
 		return err
 	}
 	return syncDir(s.dir)
@@ -118,25 +108,15 @@ func (s store) saveInstall(i installation) error {
 
 // loadInstall returns what was saved: the zero installation if nothing was, or
 // if it cannot be read.
-func (s store) loadInstall() (installation, error) {
-	text, err := os.ReadFile(filepath.Join(s.dir, installFile))
+func (s store) loadInstall() (i installation, err error) {
+	err = s.read(installFile, &i)
 	if errors.Is(err, fs.ErrNotExist) {
 		return installation{}, nil
 	}
 	if err == nil {
-		var i installation
-		if i, err = parseInstall(text); err == nil {
-			return i, nil
-		}
+		err = policy.CheckInstall(i.ID)
 	}
-	return installation{}, err
-}
-
-func parseInstall(text []byte) (i installation, err error) {
-	if err := json.Unmarshal(text, &i); err != nil {
-		return installation{}, fmt.Errorf("%s: %w", installFile, err)
-	}
-	if err := policy.CheckInstall(i.ID); err != nil {
+	if err != nil {
 		return installation{}, fmt.Errorf("%s: %w", installFile, err)
 	}
 	return i, nil

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -43,12 +44,26 @@ func TestInstallationOnMachine(t *testing.T) {
 	}
 }
 
-func FuzzParseInstall(f *testing.F) {
+// Whatever lies in the state directory, what is read of it is written again as
+// it was read.
+func FuzzDecodeState(f *testing.F) {
 	f.Add([]byte(`{"id":"QDGXRTJ2STAEI5DOOYRLMFVCOB","machine":{"machineID":"a"},"since":"2026-11-22T12:00:00Z"}`))
+	f.Add([]byte(`{"trust":{"version":1,"digest":"sha256:` + strings.Repeat("0", 64) + `"},"void":["a"]}`))
 	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		if i, err := parseInstall(text); err == nil && policy.CheckInstall(i.ID) != nil {
-			t.Errorf("accepted %+v", i)
+		for _, v := range []struct{ read, again any }{
+			{&installation{}, &installation{}}, {&mark{}, &mark{}}, {&standing{}, &standing{}}, {&savedHorizon{}, &savedHorizon{}},
+		} {
+			if decodeState(text, v.read) != nil {
+				continue
+			}
+			written, err := json.MarshalIndent(v.read, "", "  ")
+			if err != nil {
+				continue // a time no document can have
+			}
+			if err := decodeState(withSum(written), v.again); err != nil {
+				t.Errorf("%T: %s comes back as %v", v.read, written, err)
+			}
 		}
 	})
 }

@@ -546,8 +546,8 @@ func (p *play) fill(full disks) error {
 	block := func(yes bool, names ...string) {
 		for _, n := range names {
 			n = filepath.Join(p.Settings.StateDir, "."+n+".new")
-			if os.Remove(n); yes {
-				err = errors.Join(err, os.Mkdir(n, 0o700))
+			if os.RemoveAll(n); yes {
+				err = errors.Join(err, os.MkdirAll(filepath.Join(n, "taken"), 0o700))
 			}
 		}
 	}

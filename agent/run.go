@@ -3,14 +3,10 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/http"
 	"os"
-	"path/filepath"
 	"time"
-
-	"github.com/fsnotify/fsnotify"
 
 	"github.com/jitgate/jitgate/audit"
 )
@@ -26,12 +22,11 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	defer release()
 	a.Load()
 	// Watch before the first look, so that nothing falls between.
-	watch, err := fsnotify.NewWatcher()
+	watch, err := newInboxWatch(a.Settings.InboxDir, a.Log)
 	if err != nil {
-		return fmt.Errorf("watch: %w", err)
+		return err
 	}
-	defer watch.Close()
-	a.watch(watch)
+	defer watch.close()
 	wake, err := newAlarm()
 	if err != nil {
 		return err
@@ -73,7 +68,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 			call()
 			continue
 		case <-wake.C:
-			a.watch(watch)
+			watch.renew()
 		case <-steps.C:
 			// Set forward, as after a snapshot was restored, it may have passed
 			// ends that the boot clock puts later. After a sleep the kernel's
@@ -82,12 +77,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 			a.doubt()
 		case by := <-a.Backend.Changes():
 			a.suspect(by)
-		case event := <-watch.Events:
-			if !delivery(event) {
-				continue
-			}
-		case err := <-watch.Errors:
-			a.Log.Warn("inbox watch", "error", err) // the 30 s look goes on
+		case <-watch.C:
 		}
 		_, err = a.Step(ctx)
 		a.logProblem(before, err)
@@ -117,22 +107,11 @@ func (a *Agent) serve() (stop func(), err error) {
 	}, nil
 }
 
-// delivery reports whether an event in the inbox can be a document. Most are
-// the temporary files documents are renamed from.
-func delivery(event fsnotify.Event) bool {
-	for k := range kinds {
-		if filepath.Base(event.Name) == k.File() {
-			return true
-		}
-	}
-	return false
-}
-
 // takeDirs makes the directories and takes the state directory for this
 // process. A disk that has no room for them does not keep an agent from
 // guarding: nothing opens before its mark and its record are on it.
 func (a *Agent) takeDirs() (release func(), err error) {
-	if err := errors.Join(os.MkdirAll(a.Settings.StateDir, 0o700), os.MkdirAll(a.Settings.InboxDir, 0o755)); err != nil {
+	if err := errors.Join(os.MkdirAll(a.Settings.StateDir, 0o700), makeInbox(a.Settings.InboxDir)); err != nil {
 		a.Log.Error("nothing will open", "error", err)
 	}
 	release, err = lock(a.Settings.StateDir)
@@ -140,18 +119,6 @@ func (a *Agent) takeDirs() (release func(), err error) {
 		return func() {}, nil
 	}
 	return release, err
-}
-
-// watch watches the inbox directory unless it is watched already: it may have
-// been removed and made anew. A watch on a file in it would die with the first
-// rename over it. Without a watch the look every 30 seconds goes on.
-func (a *Agent) watch(w *fsnotify.Watcher) {
-	if len(w.WatchList()) > 0 {
-		return
-	}
-	if err := w.Add(a.Settings.InboxDir); err != nil {
-		a.Log.Warn("inbox watch", "error", err)
-	}
 }
 
 // Once is one pass by itself, for an administrator or a timer.

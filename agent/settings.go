@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -57,9 +56,15 @@ type controlTOML struct {
 	URL string `toml:"url"`
 }
 
-// LoadSettings reads and checks a settings file.
+// LoadSettings reads and checks a settings file. One that somebody else than
+// root or this process's user may have written, or exchanged, is refused
+// unread.
 func LoadSettings(path string) (Settings, error) {
-	text, err := os.ReadFile(path)
+	whole, err := filepath.Abs(path)
+	if err != nil {
+		return Settings{}, fmt.Errorf("settings: %w", err)
+	}
+	text, err := readFile(whole, settingsTerms)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Settings{}, fmt.Errorf("settings: %w: make it (one line, host_id = \"…\", is enough) or name another with --config", err)
 	}

@@ -2,12 +2,16 @@ package agent
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/jitgate/jitgate/firewall"
@@ -76,18 +80,16 @@ type store struct{ dir string }
 
 // load returns what was saved: the zero mark if nothing was.
 func (s store) load() (m mark, documents [kinds][]byte, err error) {
-	text, err := os.ReadFile(filepath.Join(s.dir, markFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return mark{}, documents, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(text, &m)
-	}
-	if err != nil {
-		return mark{}, documents, fmt.Errorf("%s: %w", filepath.Join(s.dir, markFile), err)
+	err = s.read(markFile, &m)
+	var damaged damage
+	switch {
+	case errors.As(err, &damaged):
+		return mark{}, documents, fmt.Errorf("%w: restore it, or remove it to trust the next documents anew", err)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return mark{}, documents, err
 	}
 	for k := range kinds {
-		documents[k], err = os.ReadFile(filepath.Join(s.dir, k.File()))
+		documents[k], err = readFile(filepath.Join(s.dir, k.File()), stateTerms)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return mark{}, documents, err
 		}
@@ -95,9 +97,90 @@ func (s store) load() (m mark, documents [kinds][]byte, err error) {
 	return m, documents, nil
 }
 
+// damage is the error of a file that may be read, and is not what an agent
+// wrote.
+type damage struct {
+	path string
+	err  error
+}
+
+func (d damage) Error() string { return d.path + ": " + d.err.Error() }
+
+// read decodes what write wrote.
+func (s store) read(name string, v any) error {
+	path := filepath.Join(s.dir, name)
+	text, err := readFile(path, stateTerms)
+	if err != nil {
+		return err
+	}
+	if err := decodeState(text, v); err != nil {
+		return damage{path, err}
+	}
+	return nil
+}
+
+// decodeState reads the text of a file of the state directory into v.
+func decodeState(text []byte, v any) error {
+	text, err := unsum(text)
+	if err != nil {
+		return err
+	}
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields() // of a newer program, and not to be forgotten
+	switch err = decoder.Decode(v); err {
+	case nil:
+		if _, end := decoder.Token(); end != io.EOF {
+			return errors.New("more than one value")
+		}
+	case io.EOF:
+		return errors.New("empty")
+	}
+	return err
+}
+
+// write replaces a file by v as JSON, with the sum of that in its last line.
+func (s store) write(name string, v any, flush bool) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(s.dir, name, withSum(text), flush)
+}
+
+// sumLine is the last name in a file of the state directory: the SHA-256 of the
+// file without it. A disk that changed a bit shows. Without the line a file
+// counts as it is: an older program wrote it, or somebody by hand.
+var sumLine = regexp.MustCompile(`,?\n  "sum": "sha256:([0-9a-f]{64})"\n}\n$`)
+
+func withSum(text []byte) []byte {
+	members, comma := bytes.TrimSuffix(text, []byte("\n}")), ","
+	if string(text) == "{}" {
+		members, comma = []byte("{"), ""
+	}
+	return fmt.Appendf(nil, "%s%s\n  \"sum\": \"sha256:%x\"\n}\n", members, comma, sha256.Sum256(text))
+}
+
+func unsum(text []byte) ([]byte, error) {
+	at := sumLine.FindSubmatchIndex(text)
+	if at == nil {
+		return text, nil
+	}
+	rest := append(bytes.Clone(text[:at[0]]), "\n}"...)
+	if string(rest) == "{\n}" {
+		rest = []byte("{}")
+	}
+	if sum := sha256.Sum256(rest); hex.EncodeToString(sum[:]) != string(text[at[2]:at[3]]) {
+		return nil, errors.New("changed since it was written: its sum is another")
+	}
+	return rest, nil
+}
+
 // former returns the trust document that was replaced last, or nil.
 func (s store) former() []byte {
-	raw, err := os.ReadFile(filepath.Join(s.dir, formerFile))
+	raw, err := readFile(filepath.Join(s.dir, formerFile), stateTerms)
 	if err != nil {
 		return nil
 	}
@@ -113,7 +196,7 @@ func (s store) save(m mark, documents [kinds][]byte, changed [kinds]bool, former
 		return err
 	}
 	if changed[Trust] && former != nil && !bytes.Equal(former, documents[Trust]) {
-		if err := writeFile(s.dir, formerFile, former, 0o600); err != nil {
+		if err := writeFile(s.dir, formerFile, former, true); err != nil {
 			return err
 		}
 	}
@@ -121,15 +204,11 @@ func (s store) save(m mark, documents [kinds][]byte, changed [kinds]bool, former
 		if !changed[k] {
 			continue
 		}
-		if err := writeFile(s.dir, k.File(), documents[k], 0o600); err != nil {
+		if err := writeFile(s.dir, k.File(), documents[k], true); err != nil {
 			return err
 		}
 	}
-	text, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := writeFile(s.dir, markFile, append(text, '\n'), 0o600); err != nil {
+	if err := s.write(markFile, m, true); err != nil {
 		return err
 	}
 	return syncDir(s.dir)
@@ -175,41 +254,28 @@ func (s store) saveHorizon(h savedHorizon) error {
 	if h.BootID == "" {
 		return nil
 	}
-	text, err := json.Marshal(h)
-	if err != nil {
-		return err
-	}
-	temporary := filepath.Join(s.dir, "."+horizonFile+".new")
-	if err := os.WriteFile(temporary, text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temporary, filepath.Join(s.dir, horizonFile))
+	return s.write(horizonFile, h, false)
 }
 
 // loadHorizon returns what an earlier agent saved, on the clock of this boot;
-// else an empty horizon.
-func (s store) loadHorizon(bootID string) horizon {
+// else an empty horizon. The error says what was lost.
+func (s store) loadHorizon(bootID string) (horizon, error) {
 	var saved savedHorizon
-	text, err := os.ReadFile(filepath.Join(s.dir, horizonFile))
-	if err != nil || json.Unmarshal(text, &saved) != nil {
-		return horizon{}
+	err := s.read(horizonFile, &saved)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
 	}
-	if h := saved.in(bootID); h != nil {
-		return h
+	if err == nil {
+		if h := saved.in(bootID); h != nil {
+			return h, nil
+		}
 	}
-	return horizon{}
+	return horizon{}, err
 }
 
 // saveStanding makes the mode durable.
 func (s store) saveStanding(m standing) error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return err
-	}
-	text, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := writeFile(s.dir, modeFile, append(text, '\n'), 0o600); err != nil {
+	if err := s.write(modeFile, m, true); err != nil {
 		return err
 	}
 	return syncDir(s.dir)
@@ -218,18 +284,14 @@ func (s store) saveStanding(m standing) error {
 // loadStanding returns the mode as commands left it: the zero standing if none
 // did.
 func (s store) loadStanding() (m standing, err error) {
-	text, err := os.ReadFile(filepath.Join(s.dir, modeFile))
-	if errors.Is(err, fs.ErrNotExist) {
+	err = s.read(modeFile, &m)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return standing{}, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(text, &m)
-	}
-	if err == nil && m.Mode != "" && m.Mode != Observe && m.Mode != Enforce && m.Mode != Off {
-		err = fmt.Errorf("mode %q is none", m.Mode)
-	}
-	if err != nil {
-		return standing{}, fmt.Errorf("%s: %w", filepath.Join(s.dir, modeFile), err)
+	case err != nil:
+		return standing{}, err
+	case m.Mode != "" && m.Mode != Observe && m.Mode != Enforce && m.Mode != Off:
+		return standing{}, damage{filepath.Join(s.dir, modeFile), fmt.Errorf("mode %q is none", m.Mode)}
 	}
 	return m, nil
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -114,7 +115,7 @@ func (l *File) open() (torn string, err error) {
 		return "", err
 	}
 	path := filepath.Join(l.dir, fileName)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := openRecord(path)
 	if err != nil {
 		return "", err
 	}
@@ -137,7 +138,7 @@ func (l *File) open() (torn string, err error) {
 	}
 	if len(tail) > 0 {
 		torn = digest(tail)
-		if err := os.WriteFile(path+".torn-"+torn[:16], tail, 0o600); err != nil {
+		if err := setAside(path+".torn-"+torn[:16], tail); err != nil {
 			return "", err
 		}
 		if err := f.Truncate(size - int64(len(tail))); err != nil {
@@ -149,6 +150,20 @@ func (l *File) open() (torn string, err error) {
 	}
 	l.f, l.head = f, h
 	return torn, nil
+}
+
+// setAside writes a file of its own, in place of one that a crash left or
+// somebody planted.
+func setAside(path string, data []byte) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
 }
 
 // maxLine bounds one line, hostile texts in it included.
