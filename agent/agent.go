@@ -58,11 +58,13 @@ type Agent struct {
 	Built    time.Time // when the program was built; zero if unknown
 
 	inbox    inbox
+	late     bool // something in the inbox was not read in time
 	store    store
 	started  time.Time
 	install  installing
 	mark     mark
 	standing standing
+	modeErr  error // the saved mode cannot be read: the guard drops
 	docs     documents
 	unread   error // the saved state cannot be read: nothing opens
 	unsaved  [kinds]bool
@@ -118,7 +120,8 @@ func (a *Agent) Load() {
 	}
 	stood, err := a.store.loadStanding()
 	if err != nil {
-		a.Log.Error("the saved mode cannot be read: enforcing; jitgate arm or disarm writes it anew", "error", err)
+		a.modeErr = fmt.Errorf("the saved mode cannot be read, the guard drops: %w; mend that and restart the agent, or write it anew with jitgate disarm", err)
+		a.Log.Error("enforcing", "error", a.modeErr)
 		stood = standing{Mode: Enforce}
 	}
 	a.standing = stood.in(a.Clock.BootID)
@@ -131,8 +134,7 @@ func (a *Agent) Load() {
 	}
 	if m.Pin != a.Settings.TrustPin {
 		if m.Pin != (policy.Digest{}) {
-			a.Log.Warn("trust_pin names another realm than before: earlier documents no longer count")
-			saved = [kinds][]byte{}
+			a.Log.Warn("trust_pin names another realm than the saved mark: documents that do not follow from it no longer count")
 		}
 		m = mark{Pin: a.Settings.TrustPin, Guarded: m.Guarded}
 	}
@@ -165,7 +167,12 @@ func (a *Agent) Load() {
 // Step is one pass. It returns when the next is due at the latest. An error
 // means that the firewall may not be as wanted; the next pass tries again.
 func (a *Agent) Step(ctx context.Context) (next firewall.BootTime, err error) {
-	defer func() { a.next = next }()
+	defer func() {
+		if a.late {
+			next = min(next, a.Clock.Boot().Add(time.Second))
+		}
+		a.next = next
+	}()
 	a.settleInstall(ctx)
 	events := append(a.revert(), a.takeInbox()...)
 	a.save()
@@ -191,6 +198,7 @@ func (a *Agent) Step(ctx context.Context) (next firewall.BootTime, err error) {
 
 // DryRun returns the plan of a pass, and changes nothing.
 func (a *Agent) DryRun(ctx context.Context) (firewall.Plan, []error, error) {
+	a.inbox.patience = inboxSilence // there is no later pass
 	a.takeInbox()
 	if a.mode().Mode == Off {
 		return firewall.Plan{}, nil, nil
@@ -214,8 +222,13 @@ func (a *Agent) facts() policy.Facts {
 // other, and returns what to record of it.
 func (a *Agent) takeInbox() []audit.Event {
 	var events []audit.Event
-	for _, found := range a.inbox.read(a.Settings.InboxDir) {
-		k, raw, err := found.kind, found.raw, found.err
+	a.late = false
+	for i, found := range a.inbox.look(a.Settings.InboxDir) {
+		k, raw, err := Kind(i), found.raw, found.err
+		a.late = a.late || found.late
+		if found.none && err == nil {
+			continue // it may only be slow
+		}
 		if err == nil && (raw == nil || a.docs.delivered(k, raw)) {
 			a.refusals[k] = refusal{}
 			continue

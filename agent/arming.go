@@ -136,7 +136,7 @@ func (a *Agent) stand(ctx context.Context, next standing, event audit.Event) err
 		a.pending = a.pending[:max(0, len(a.pending)-1)]
 		return errors.Join(err, a.store.saveStanding(a.standing))
 	}
-	a.standing = next
+	a.standing, a.modeErr = next, nil
 	return nil
 }
 
@@ -171,7 +171,7 @@ func (a *Agent) disarm(ctx context.Context, by string, mode Mode) error {
 	if saveErr != nil {
 		saveErr = fmt.Errorf("a restart of the agent forgets it: %w", saveErr)
 	}
-	a.standing = next
+	a.standing, a.modeErr = next, nil
 	recordErr := a.record(ctx, []audit.Event{{Name: audit.GuardDisarmed, Message: "the guard no longer drops: mode " + string(mode), Requestor: by}})
 	_, err := a.Step(ctx)
 	return errors.Join(saveErr, also(recordErr, err))

@@ -1,12 +1,13 @@
 package agent
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"time"
 
 	"github.com/jitgate/jitgate/policy"
@@ -33,48 +34,69 @@ func (k Kind) File() string { return k.String() + ".json" }
 // force stays, leases are renewed, and what ends is closed. The zero inbox is
 // ready.
 type inbox struct {
-	reading [kinds]atomic.Bool // a reader is out, perhaps of an earlier pass
+	patience time.Duration   // how long a look waits; zero: inboxPatience
+	out      [kinds]*reading // those that have no answer yet
 }
 
-// answer is what one look at a document in the inbox found: nil and no
-// error where there is none.
+// reading is one reader at work.
+type reading struct {
+	since  time.Time
+	answer chan answer
+}
+
+// answer is what a look at one document in the inbox found: nil and no error
+// where there is none.
 type answer struct {
-	kind Kind
-	raw  []byte
-	err  error
+	raw []byte
+	err error
+	// late says that there is no answer yet, or that it is that of an earlier
+	// look: it may be old.
+	late bool
+	none bool
 }
 
-// inboxPatience is how long one pass waits for the inbox. It is less than a
-// caller on the socket waits for a pass.
-const inboxPatience = 2 * time.Second
+const (
+	// inboxPatience is how long a pass waits for the inbox. The shortest lease
+	// is one second, and is renewed when half of it has passed.
+	inboxPatience = 250 * time.Millisecond
+	// inboxSilence is after how long no answer is told as one.
+	inboxSilence = 2 * time.Second
+)
 
-// read looks at all documents. One that an earlier pass has not got an answer
-// for is neither waited for nor asked for again. An answer that comes late is
-// not used: the next pass reads anew.
-func (i *inbox) read(dir string) (found [kinds]answer) {
-	answers := make(chan answer, kinds)
-	waiting := 0
+// look looks at all documents. No more than one reader waits for each.
+func (i *inbox) look(dir string) (found [kinds]answer) {
 	for k := range kinds {
-		found[k] = answer{kind: k, err: policy.Refuse(policy.Malformed, "%s: no answer within %s: see to the file system it is on",
-			filepath.Join(dir, k.File()), inboxPatience)}
-		if !i.reading[k].CompareAndSwap(false, true) {
+		if found[k].late = i.out[k] != nil; found[k].late {
 			continue
 		}
-		waiting++
+		r := &reading{time.Now(), make(chan answer, 1)}
+		i.out[k] = r
 		go func() {
 			raw, err := readInbox(dir, k)
-			i.reading[k].Store(false)
-			answers <- answer{k, raw, err}
+			r.answer <- answer{raw: raw, err: err}
 		}()
 	}
-	enough := time.NewTimer(inboxPatience)
-	defer enough.Stop()
-	for ; waiting > 0; waiting-- {
-		select {
-		case d := <-answers:
-			found[d.kind] = d
-		case <-enough.C:
-			return found
+	enough, cancel := context.WithTimeout(context.Background(), cmp.Or(i.patience, inboxPatience))
+	defer cancel()
+	for k := range kinds {
+		late := found[k].late
+		if !late {
+			select {
+			case found[k] = <-i.out[k].answer:
+				i.out[k] = nil
+				continue
+			case <-enough.Done():
+			}
+		}
+		select { // of an earlier look, or while another document was waited for
+		case found[k] = <-i.out[k].answer:
+			found[k].late = late
+			i.out[k] = nil
+		default:
+			found[k] = answer{late: true, none: true}
+			if silent := time.Since(i.out[k].since); silent >= inboxSilence {
+				found[k].err = policy.Refuse(policy.Malformed, "%s: no answer from the file system it is on: mend or unmount that", filepath.Join(dir, k.File()))
+			}
 		}
 	}
 	return found
@@ -102,7 +124,7 @@ func makeInbox(dir string) error {
 	select {
 	case err := <-made:
 		return err
-	case <-time.After(inboxPatience):
-		return fmt.Errorf("%s: no answer within %s", dir, inboxPatience)
+	case <-time.After(inboxSilence):
+		return fmt.Errorf("%s: no answer within %s", dir, inboxSilence)
 	}
 }

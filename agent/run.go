@@ -129,6 +129,7 @@ func (a *Agent) Once(ctx context.Context) error {
 	}
 	defer release()
 	a.Load()
+	a.inbox.patience = inboxSilence
 	_, err = a.Step(ctx)
 	return err
 }

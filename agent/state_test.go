@@ -17,7 +17,7 @@ import (
 // A file of the state directory in which the disk changed any bit is not
 // believed.
 func TestOneChangedBitOfTheState(t *testing.T) {
-	s := store{t.TempDir()}
+	s := store{memoryDir(t)}
 	m := mark{State: policy.State{Trust: policy.Mark{Version: 3, Digest: policy.Digest{1}}, Grants: policy.Mark{Epoch: 1, Version: 1}, Floor: noon},
 		Guarded: []string{"22/tcp"}, Void: []string{"a", "b"}}
 	armed := standing{Mode: Observe, Trial: true, Until: 5, BootID: "this boot"}

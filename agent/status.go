@@ -98,7 +98,7 @@ func (a *Agent) snapshot(ctx context.Context) Status {
 	}
 	denied, err := a.Backend.Denied(ctx)
 	s.Denied, s.Denials = denied.Packets, a.denials(denied)
-	if err := errors.Join(also(a.problem, a.install.err), err); err != nil {
+	if err := errors.Join(also(a.problem, a.install.err), a.modeErr, err); err != nil {
 		s.Problem = err.Error()
 	}
 	if a.decision.Blocked != nil {

@@ -47,8 +47,8 @@ func newInboxWatch(dir string, log hclog.Logger) (*inboxWatch, error) {
 	}()
 	select {
 	case <-ready:
-	case <-time.After(inboxPatience):
-		log.Warn("inbox watch", "error", fmt.Sprintf("%s: no answer within %s", dir, inboxPatience))
+	case <-time.After(inboxSilence):
+		log.Warn("inbox watch", "error", fmt.Sprintf("%s: no answer within %s", dir, inboxSilence))
 	}
 	return w, nil
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -316,4 +317,83 @@ func TestInboxWritableByAll(t *testing.T) {
 	}
 	h.allow(3, grant("g3", 22, time.Minute, bob4+"/32"))
 	h.isOpen(ways("22/tcp", bob4))
+}
+
+// Settings that others may have written, or put there, are not taken: the
+// agent does not start, and what was guarded before stays so, with its ends.
+// Moved by an administrator they are.
+func TestCraftedSettings(t *testing.T) {
+	t.Parallel()
+	h := guarding(t, port(22, "TCP"))
+	h.allow(1, grant("good", 22, 30*time.Minute, alice4+"/32"))
+	h.stop()
+	in := func(elements ...string) string { return h.path(append([]string{"top"}, elements...)...) }
+	path := in("etc", "agent.toml")
+	instead := func(make func() error) func() error {
+		return func() error { return errors.Join(os.Remove(path), make()) }
+	}
+	for _, c := range []struct {
+		name  string
+		do    func() error
+		wants string // "": they are taken
+	}{
+		{"as they should be", func() error { return nil }, ""},
+		{"writable by all", func() error { return os.Chmod(path, 0o666) }, "PATH is writable by group or others: chmod go-w PATH"},
+		{"writable by the group", func() error { return os.Chmod(path, 0o664) }, "PATH is writable by group or others: chmod go-w PATH"},
+		{"somebody's", func() error { return os.Chown(path, 12345, -1) }, "PATH belongs to uid 12345, who could change what is read: chown root PATH"},
+		{"directory writable by all", func() error { return os.Chmod(in("etc"), 0o777) }, "TOP/etc is writable by group or others: chmod go-w TOP/etc"},
+		{"directory above writable by all", func() error { return os.Chmod(in(), 0o777) }, "TOP is writable by group or others: chmod go-w TOP"},
+		{"directory above somebody's", func() error { return os.Chown(in(), 12345, -1) }, "TOP belongs to uid 12345, who could change what is read: chown root TOP"},
+		{"FIFO", instead(func() error { return unix.Mkfifo(path, 0o644) }), "PATH is not a plain file"},
+		{"socket", instead(func() error { return unix.Mknod(path, unix.S_IFSOCK|0o644, 0) }), "PATH is not a plain file"},
+		{"device", instead(func() error { return unix.Mknod(path, unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))) }), "PATH is not a plain file"},
+		{"directory", instead(func() error { return os.Mkdir(path, 0o755) }), "PATH is not a plain file"},
+		{"1 TiB of nothing", func() error { return os.Truncate(path, 1<<40) }, "PATH has 1099511627776 bytes, the limit is 65536"},
+		{"a read that fails", func() error {
+			return unix.Mount(fmt.Sprintf("/proc/%d/mem", os.Getpid()), path, "", unix.MS_BIND, "")
+		}, "PATH: input/output error"},
+		{"link of configuration management", func() error { return errors.Join(os.Rename(path, in("store")), os.Symlink("../store", path)) }, ""},
+		{"link of another user", func() error {
+			return errors.Join(os.Rename(path, in("store")), os.Symlink("../store", path), os.Lchown(path, 12345, -1))
+		}, "PATH is a symbolic link of uid 12345: chown -h root PATH"},
+		{"link to a file of another user", func() error {
+			return errors.Join(os.Rename(path, in("store")), os.Symlink("../store", path), os.Chown(in("store"), 12345, -1))
+		}, "TOP/store belongs to uid 12345"},
+		{"relocated", func() error {
+			return errors.Join(os.Rename(in("etc"), in("store")), os.Symlink(in("store"), in("etc")))
+		}, ""},
+		{"relocated in a circle", func() error { return errors.Join(os.RemoveAll(in("etc")), os.Symlink("etc", in("etc"))) }, "more than 40 symbolic links"},
+		{"stored once with another", func() error { return os.Link(path, in("other")) }, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h.t = t
+			if err := os.MkdirAll(in("etc"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			defer os.RemoveAll(in())
+			h.writeSettings("top/etc/agent.toml", h.settings)
+			defer unix.Unmount(path, unix.MNT_DETACH)
+			if err := c.do(); err != nil {
+				t.Fatal(err)
+			}
+			wants := strings.NewReplacer("PATH", path, "TOP", in()).Replace(c.wants)
+			for _, command := range [][]string{{"agent", "run"}, {"agent", "step", "--dry-run"}, {"status"}, {"trust", "install", h.path("inbox", "trust.json")}} {
+				if c.wants == "" && command[0] != "agent" || c.wants == "" && command[1] == "run" {
+					continue // those would go on
+				}
+				_, stderr, code := h.command(append(command, "--config", path)...)
+				if c.wants == "" && code != 0 {
+					t.Errorf("%v: exit code %d: %s", command, code, stderr)
+				}
+				if c.wants != "" {
+					oneLine(t, stderr, code, wants)
+				}
+			}
+		})
+	}
+	h.t = t
+	h.isOpen(ways("22/tcp", alice4))
+	h.isClosed(ways("22/tcp", bob4))
+	h.start()
+	h.isOpen(ways("22/tcp", alice4))
 }
