@@ -189,7 +189,7 @@ func (e *examination) agent() {
 		e.add(Problem, NoSettings, fmt.Sprintf("There are no settings (%s): jitgate is not set up here.", s.Path), "What follows assumes the defaults: port 22, mode observe.",
 			fmt.Sprintf("Write them; one line, host_id = \"…\", is enough: `${EDITOR:-vi} %s`", s.Path))
 	case s.Broken != "":
-		e.add(Problem, SettingsRefused, "The settings are not taken: the agent would not start.", s.Broken, fmt.Sprintf("Mend the line that is named in %s.", s.Path))
+		e.add(Problem, SettingsRefused, "The settings are not taken: the agent would not start.", s.Broken, "Mend what is named there.")
 	}
 	if s.Writable != "" {
 		do := fmt.Sprintf("Take it from them: `chown root %s && chmod go-w %s`", s.Writable, s.Writable)

@@ -69,21 +69,29 @@ func kernelRelease() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// writable names the settings file, or its directory, if others than root and
-// the caller may write it.
+// writable names the settings file, or a directory on the way to it, if others
+// than root and the caller may write it: the agent takes no such settings. In
+// a sticky directory of root nobody exchanges what is not his.
 func writable(path string) string {
-	for _, p := range []string{path, filepath.Dir(path)} {
-		info, err := os.Stat(p)
-		if err != nil {
-			continue // that it is missing is said elsewhere
-		}
-		stat, ok := info.Sys().(*syscall.Stat_t)
-		sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0
-		if info.Mode().Perm()&0o022 != 0 && !sticky || ok && stat.Uid != 0 && int(stat.Uid) != os.Geteuid() {
-			return p
-		}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return ""
 	}
-	return ""
+	for {
+		info, err := os.Stat(path)
+		if err == nil { // that it is missing is said elsewhere
+			stat, ok := info.Sys().(*syscall.Stat_t)
+			sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0
+			if info.Mode().Perm()&0o022 != 0 && !sticky || ok && stat.Uid != 0 && int(stat.Uid) != os.Geteuid() {
+				return path
+			}
+		}
+		above := filepath.Dir(path)
+		if above == path {
+			return ""
+		}
+		path = above
+	}
 }
 
 // savedRulesets names the files below paths, where nftables.service finds its

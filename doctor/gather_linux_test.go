@@ -376,6 +376,15 @@ func TestWritable(t *testing.T) {
 			t.Errorf("with %v and %v, %q is writable, want %q", c.dir, c.file, got, c.want)
 		}
 	}
+	above := filepath.Join(dir, "above")
+	for _, err := range []error{os.MkdirAll(filepath.Join(above, "etc"), 0o755), os.Chmod(above, 0o777)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := writable(filepath.Join(above, "etc", "agent.toml")); got != above {
+		t.Errorf("above it: %q is writable, want %q", got, above)
+	}
 	if os.Geteuid() == 0 {
 		if err := os.Chown(file, 4242, -1); err != nil {
 			t.Fatal(err)
