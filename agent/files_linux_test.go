@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -247,6 +248,32 @@ func TestWriteFileFollowsNoLink(t *testing.T) {
 		}
 		if _, err := os.Lstat(filepath.Join(dir, ".mark.json.new")); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("the temporary file: %v", err)
+		}
+	}
+}
+
+// The root directory is judged as well: in a container it is anybody's choice.
+func TestReadFileJudgesTheRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for _, c := range []struct {
+		mode os.FileMode
+		want string
+	}{{0o755, ""}, {0o777, "/ is writable by group or others: chmod go-w /"}} {
+		top := t.TempDir()
+		made(t, os.WriteFile(filepath.Join(top, "file"), nil, 0o600), os.Chmod(top, c.mode))
+		answer := make(chan error)
+		go func() {
+			runtime.LockOSThread() // for good: the thread ends with the goroutine
+			err := errors.Join(unix.Unshare(unix.CLONE_FS), unix.Chroot(top))
+			if err == nil {
+				_, err = readFile("/file", stateTerms)
+			}
+			answer <- err
+		}()
+		if err := <-answer; (err == nil) != (c.want == "") || err != nil && err.Error() != c.want {
+			t.Errorf("with mode %v: got %v, want %s", c.mode, err, c.want)
 		}
 	}
 }
