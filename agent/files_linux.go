@@ -128,9 +128,9 @@ func (w *walk) judge(carried bool) error {
 		return &fs.PathError{Op: "stat", Path: w.path, Err: err}
 	}
 	w.owner = st.Uid
-	// In root's sticky directory, like /tmp, nobody renames or removes what is
-	// not his, and what others make there is judged by its owner.
-	sticky := st.Mode&unix.S_ISVTX != 0 && st.Uid == 0 && !carried
+	// In a sticky directory, like /tmp, only its owner renames or removes what
+	// is not his, and what others make there is judged by its owner.
+	sticky := st.Mode&unix.S_ISVTX != 0 && !carried
 	switch {
 	case !own(st.Uid) && !carried:
 		return ofAnother(w.path, st.Uid)
