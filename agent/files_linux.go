@@ -112,7 +112,7 @@ func (w *walk) restart() error {
 // enter goes down into a directory. It fails with ENOTDIR at a symbolic link.
 func (w *walk) enter(name string, carried bool) error {
 	path := filepath.Join(w.path, name)
-	fd, err := unix.Openat(w.fd, name, directory, 0)
+	fd, err := openat(w.fd, name, directory)
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -123,8 +123,8 @@ func (w *walk) enter(name string, carried bool) error {
 
 // judge says whether others could exchange what is in the directory.
 func (w *walk) judge(carried bool) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(w.fd, &st); err != nil {
+	st, err := stat(w.fd)
+	if err != nil {
 		return &fs.PathError{Op: "stat", Path: w.path, Err: err}
 	}
 	w.owner = st.Uid
@@ -143,13 +143,13 @@ func (w *walk) judge(carried bool) error {
 // follow reads a symbolic link that nobody else can have made.
 func (w *walk) follow(name string) (target string, err error) {
 	path := filepath.Join(w.path, name)
-	fd, err := unix.Openat(w.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := openat(w.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC)
 	if err != nil {
 		return "", &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	st, err := stat(fd)
+	if err != nil {
 		return "", &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
 	switch {
@@ -171,7 +171,7 @@ func (w *walk) follow(name string) (target string, err error) {
 func (w *walk) open(name string, t terms) (*os.File, error) {
 	path := filepath.Join(w.path, name)
 	// O_NONBLOCK: opening a FIFO must not wait for a writer.
-	fd, err := unix.Openat(w.fd, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := openat(w.fd, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_NOFOLLOW|unix.O_CLOEXEC)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -186,8 +186,8 @@ func (w *walk) open(name string, t terms) (*os.File, error) {
 // plain judges the open file. One with no name was replaced just now, and is
 // what had been delivered.
 func (w *walk) plain(fd int, path string, t terms) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	st, err := stat(fd)
+	if err != nil {
 		return &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
 	switch {
@@ -213,6 +213,24 @@ func (w *walk) explain(name string, err error) error {
 		return notPlain(path)
 	}
 	return err
+}
+
+// openat and stat go on after a signal: the runtime sends some, and what a file
+// server has to answer can end with them.
+func openat(dir int, name string, flags int) (fd int, err error) {
+	for {
+		if fd, err = unix.Openat(dir, name, flags, 0); !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
+}
+
+func stat(fd int) (st unix.Stat_t, err error) {
+	for {
+		if err = unix.Fstat(fd, &st); !errors.Is(err, unix.EINTR) {
+			return st, err
+		}
+	}
 }
 
 func notPlain(path string) error {

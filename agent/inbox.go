@@ -45,21 +45,19 @@ type reading struct {
 }
 
 // answer is what a look at one document in the inbox found: nil and no error
-// where there is none.
+// where nothing lies there.
 type answer struct {
-	raw []byte
-	err error
-	// late says that there is no answer yet, or that it is that of an earlier
-	// look: it may be old.
-	late bool
-	none bool
+	raw  []byte
+	err  error
+	none bool // it has not come yet
+	late bool // that, or it is that of an earlier look and may be old
 }
 
 const (
 	// inboxPatience is how long a pass waits for the inbox. The shortest lease
 	// is one second, and is renewed when half of it has passed.
 	inboxPatience = 250 * time.Millisecond
-	// inboxSilence is after how long no answer is told as one.
+	// inboxSilence is after how long it is told that none comes.
 	inboxSilence = 2 * time.Second
 )
 

@@ -300,22 +300,30 @@ func TestRefusalsAdviceHelps(t *testing.T) {
 	h.until("it should be in force", func(s status) bool { return s.isOpen("g1") })
 }
 
-// An inbox everybody can write to is nobody's word.
+// An inbox everybody can write to is nobody's word, nor is one that everybody
+// can exchange.
 func TestInboxWritableByAll(t *testing.T) {
 	t.Parallel()
 	h := guarding(t, port(22, "TCP"))
 	h.allow(1, grant("g1", 22, 30*time.Minute, alice4+"/32"))
-	if err := os.Chmod(h.path("inbox"), 0o777); err != nil {
-		t.Fatal(err)
+	for i, dir := range []string{h.path("inbox"), h.path()} {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		version := uint64(2 + i)
+		h.deliver("grants.json", h.realm.sign("grants", h.realm.list(int(version), grant("g2", 22, time.Minute, bob4+"/32"))))
+		h.until("it should be refused with advice", func(s status) bool {
+			return strings.Contains(s.document("grants").Refusal, "malformed: "+dir+" is writable by group or others: chmod go-w "+dir)
+		})
+		h.isOpen(ways("22/tcp", alice4))
+		h.isClosed(ways("22/tcp", bob4))
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		h.allow(version, grant("g1", 22, 30*time.Minute, alice4+"/32"))
 	}
-	h.deliver("grants.json", h.realm.sign("grants", h.realm.list(2, grant("g2", 22, time.Minute, bob4+"/32"))))
 	h.recorded("document.refused", "grants", "malformed")
-	h.isOpen(ways("22/tcp", alice4))
-	h.isClosed(ways("22/tcp", bob4))
-	if err := os.Chmod(h.path("inbox"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	h.allow(3, grant("g3", 22, time.Minute, bob4+"/32"))
+	h.allow(4, grant("g2", 22, time.Minute, bob4+"/32"))
 	h.isOpen(ways("22/tcp", bob4))
 }
 
