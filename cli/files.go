@@ -55,7 +55,9 @@ func writeOutput(c *cobra.Command, path string, data []byte, mode os.FileMode) e
 	if err == nil {
 		err = f.Sync()
 	}
-	err = errors.Join(err, os.Chmod(f.Name(), mode), f.Close())
+	// By the descriptor: whoever owns the directory may have put a link in
+	// place of the name.
+	err = errors.Join(err, f.Chmod(mode), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
