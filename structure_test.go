@@ -28,12 +28,13 @@ const module = "github.com/jitgate/jitgate"
 // module, by path below it. A new package is given its place here.
 var mayImport = map[string][]string{
 	"":                {"cli"},
-	"cli":             {"agent", "audit", "client", "cloud", "doctor", "fetch", "firewall", "policy"},
+	"cli":             {"agent", "armor", "audit", "client", "cloud", "doctor", "fetch", "firewall", "policy"},
 	"agent":           {"audit", "firewall", "firewall/nft", "firewall/winfw", "policy"},
 	"fetch":           {"policy"},
 	"client":          {"policy"},
 	"cloud":           {"policy"},
 	"policy":          {},
+	"armor":           {"policy"},
 	"audit":           {},
 	"doctor":          {"firewall"},
 	"firewall":        {},
