@@ -224,7 +224,7 @@ func (a *Agent) takeInbox() []audit.Event {
 	var events []audit.Event
 	a.late = false
 	for i, found := range a.inbox.look(a.Settings.InboxDir) {
-		k, raw, err := Kind(i), found.raw, found.err
+		k, raw, byHand, err := Kind(i), found.raw, found.byHand, found.err
 		a.late = a.late || found.late
 		if found.none && err == nil {
 			continue // it may only be slow
@@ -241,16 +241,26 @@ func (a *Agent) takeInbox() []audit.Event {
 		case err == nil:
 			a.refusals[k] = refusal{}
 			if a.docs.version(k) != before {
-				events = append(events, a.admitted(k))
+				events = append(events, a.told(byHand, a.admitted(k)))
 			}
 		case last.err == nil || policy.CodeOf(last.err) != policy.CodeOf(err) || !bytes.Equal(last.raw, raw):
 			// Once a file and a code: the sentence may hold the time of day.
 			a.refusals[k] = refusal{raw, err, a.Clock.Wall()}
-			events = append(events, refusedDocument(k, err))
+			events = append(events, a.told(byHand, refusedDocument(k, err)))
 			a.Log.Warn("document refused", "document", k.String(), "error", err)
 		}
 	}
 	return events
+}
+
+// told is the event of a document, which says so, loudly, if root put it where
+// somebody else delivers: a call on the socket may not have told of it.
+func (a *Agent) told(byHand bool, e audit.Event) audit.Event {
+	if byHand {
+		e.Message += " (by hand: the file belongs to root, the inbox does not)"
+		a.Log.Warn("a document was put into the inbox by hand", "document", e.Document, "event", e.Name)
+	}
+	return e
 }
 
 // admitted is the event of the document of kind k that is in force.

@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/jitgate/jitgate/policy"
 )
 
 // do runs f between two passes and waits for it.
@@ -29,7 +31,8 @@ func (a *Agent) do(ctx context.Context, f func()) error {
 const patience = 10 * time.Second
 
 // handler is the local API. It has no call that opens anything but to the
-// session that arms a guard which has let everybody in so far.
+// session that arms a guard which has let everybody in so far. A document is
+// checked and announced here; it comes in by the inbox all the same.
 func (a *Agent) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", call(a, func(ctx context.Context, _ caller, _ nothing) (any, error) {
@@ -56,6 +59,18 @@ func (a *Agent) handler() http.Handler {
 		}
 		return nil, a.disarm(ctx, by.String(), q.mode())
 	}))
+	mux.HandleFunc("POST /v1/check", callUpTo(maxCheck, a, func(_ context.Context, by caller, q CheckRequest) (any, error) {
+		if err := by.mustBeRoot(); err != nil {
+			return nil, err
+		}
+		return a.check(q.Envelope), nil
+	}))
+	mux.HandleFunc("POST /v1/delivering", call(a, func(ctx context.Context, by caller, q Delivery) (any, error) {
+		if err := by.mustBeRoot(); err != nil {
+			return nil, err
+		}
+		return nil, a.delivering(ctx, by, q)
+	}))
 	return mux
 }
 
@@ -80,17 +95,25 @@ func (q DisarmRequest) mode() Mode {
 // nothing is the body of a request that has none.
 type nothing struct{}
 
-// maxRequest bounds the body of a request.
-const maxRequest = 64 << 10
+// What the body of a request may have, in bytes: of most, and of one that
+// holds an envelope in base64.
+const (
+	maxRequest = 64 << 10
+	maxCheck   = policy.MaxEnvelope/3*4 + maxRequest
+)
 
 // call makes a handler of f, which runs between two passes. What it returns
 // is the answer; an error is one line of text.
 func call[Q any](a *Agent, f func(context.Context, caller, Q) (any, error)) http.HandlerFunc {
+	return callUpTo(maxRequest, a, f)
+}
+
+func callUpTo[Q any](limit int64, a *Agent, f func(context.Context, caller, Q) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), patience)
 		defer cancel()
 		var q Q
-		body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
+		body := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 		body.DisallowUnknownFields()
 		if err := body.Decode(&q); err != nil && !errors.Is(err, io.EOF) {
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -154,7 +177,7 @@ func (c caller) String() string {
 	return fmt.Sprintf("uid %d, pid %d", c.uid, c.pid)
 }
 
-var errNotRoot = errors.New("only root may change whether this host is guarded: run this as root")
+var errNotRoot = errors.New("only root may ask that of the agent: run this as root")
 
 func (c caller) mustBeRoot() error {
 	if !c.known || c.uid != 0 {

@@ -233,6 +233,12 @@ func stat(fd int) (st unix.Stat_t, err error) {
 	}
 }
 
+// rootsOwn reports whether an open file is root's in somebody else's directory.
+func rootsOwn(f *os.File, dir string) bool {
+	var file, around unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &file) == nil && unix.Stat(dir, &around) == nil && file.Uid == 0 && around.Uid != 0
+}
+
 func notPlain(path string) error {
 	return fmt.Errorf("%s is not a plain file: remove it", path)
 }

@@ -23,3 +23,6 @@ func openFile(path string, t terms) (*os.File, error) {
 	}
 	return os.Open(path)
 }
+
+// rootsOwn: files have no owner here that would say who delivered them.
+func rootsOwn(*os.File, string) bool { return false }

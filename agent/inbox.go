@@ -29,6 +29,16 @@ func (k Kind) String() string { return [...]string{"trust", "policy", "grants"}[
 // File is the document's name in the inbox and in the state directory.
 func (k Kind) File() string { return k.String() + ".json" }
 
+// kindOf returns the kind of a document of a type.
+func kindOf(typ policy.Type) (Kind, bool) {
+	for k, t := range [kinds]policy.Type{policy.TypeTrust, policy.TypePolicy, policy.TypeGrants} {
+		if t == typ {
+			return Kind(k), true
+		}
+	}
+	return 0, false
+}
+
 // inbox reads what was delivered. A file system behind it that never answers
 // (NFS, FUSE) holds up the reader of a document, never the pass: what is in
 // force stays, leases are renewed, and what ends is closed. The zero inbox is
@@ -47,10 +57,11 @@ type reading struct {
 // answer is what a look at one document in the inbox found: nil and no error
 // where nothing lies there.
 type answer struct {
-	raw  []byte
-	err  error
-	none bool // it has not come yet
-	late bool // that, or it is that of an earlier look and may be old
+	raw    []byte
+	byHand bool // root put it where somebody else delivers
+	err    error
+	none   bool // it has not come yet
+	late   bool // that, or it is that of an earlier look and may be old
 }
 
 const (
@@ -70,8 +81,8 @@ func (i *inbox) look(dir string) (found [kinds]answer) {
 		r := &reading{time.Now(), make(chan answer, 1)}
 		i.out[k] = r
 		go func() {
-			raw, err := readInbox(dir, k)
-			r.answer <- answer{raw: raw, err: err}
+			raw, byHand, err := readInbox(dir, k)
+			r.answer <- answer{raw: raw, byHand: byHand, err: err}
 		}()
 	}
 	enough, cancel := context.WithTimeout(context.Background(), cmp.Or(i.patience, inboxPatience))
@@ -101,18 +112,24 @@ func (i *inbox) look(dir string) (found [kinds]answer) {
 }
 
 // readInbox reads one delivered document. A file that is not there gives nil.
-func readInbox(dir string, k Kind) ([]byte, error) {
-	raw, err := readFile(filepath.Join(dir, k.File()), inboxTerms)
+// byHand says that root put it where somebody else delivers.
+func readInbox(dir string, k Kind) (raw []byte, byHand bool, err error) {
+	f, err := openFile(filepath.Join(dir, k.File()), inboxTerms)
+	if err == nil {
+		defer f.Close()
+		byHand = rootsOwn(f, dir)
+		raw, err = readLimited(f, inboxTerms.limit)
+	}
 	var large tooLarge
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil
+		return nil, false, nil
 	case errors.As(err, &large):
-		return nil, policy.Refuse(policy.TooLarge, "%v", err)
+		return nil, byHand, policy.Refuse(policy.TooLarge, "%v", err)
 	case err != nil:
-		return nil, policy.Refuse(policy.Malformed, "%v", err)
+		return nil, byHand, policy.Refuse(policy.Malformed, "%v", err)
 	}
-	return raw, nil
+	return raw, byHand, nil
 }
 
 // makeInbox makes the directory. The file system it is to be on may hang.

@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"fmt"
 	"net"
+	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,4 +26,26 @@ func peer(c net.Conn) (who caller) {
 		}
 	})
 	return who
+}
+
+// process is the name of the caller's process and the login it descends from
+// (loginuid of the audit subsystem), each empty if unknown. The caller waits
+// for an answer, so his pid is still his.
+func (c caller) process() (name, login string) {
+	if !c.known {
+		return "", ""
+	}
+	dir := fmt.Sprintf("/proc/%d/", c.pid)
+	comm, _ := os.ReadFile(dir + "comm")
+	uid, _ := os.ReadFile(dir + "loginuid") // absent without CONFIG_AUDIT
+	return strings.TrimSuffix(string(comm), "\n"), loginText(strings.TrimSpace(string(uid)))
+}
+
+// loginText leaves out the value of a process nobody logged in for.
+func loginText(uid string) string {
+	const unset = "4294967295"
+	if uid == "" || uid == unset {
+		return ""
+	}
+	return ", login uid " + uid
 }

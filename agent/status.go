@@ -94,7 +94,7 @@ func (a *Agent) snapshot(ctx context.Context) Status {
 	s := Status{
 		Host: a.Settings.HostID, HostFrom: a.Settings.HostFrom, Install: a.install.id(), Mode: mode.Mode, Since: a.started.UTC(), Guarded: formatPorts(a.guarded()),
 		Firewall: a.Backend.Describe(), Intact: a.have.Intact,
-		Openings: []OpeningStatus{}, Pending: []OpeningStatus{}, Refused: []OpeningStatus{}, Exempt: []string{},
+		Exempt: []string{},
 	}
 	denied, err := a.Backend.Denied(ctx)
 	s.Denied, s.Denials = denied.Packets, a.denials(denied)
@@ -112,25 +112,7 @@ func (a *Agent) snapshot(ctx context.Context) Status {
 	if mode.trial != 0 {
 		s.Trial = &TrialStatus{secondsTo(mode.trial, now), a.standing.at(a.Settings.Mode, mode.trial).Mode, append([]Session{}, a.standing.Peers...)}
 	}
-	for _, v := range a.decision.Verdicts {
-		o := OpeningStatus{Grant: v.Grant.ID, Port: v.Grant.Number, Protocol: string(v.Port.Protocol), Start: v.Grant.Start, End: v.Grant.End,
-			Requestor: v.Grant.Requestor, Reason: v.Grant.Justification}
-		for _, p := range v.Grant.Sources {
-			o.Sources = append(o.Sources, p.String())
-		}
-		live, open := a.live[v.Grant.ID]
-		switch {
-		case v.Refusal != nil:
-			o.Refusal = v.Refusal.Error()
-			s.Refused = append(s.Refused, o)
-		case open && live.until > now:
-			o.SecondsLeft = secondsTo(live.until, now)
-			s.Openings = append(s.Openings, o)
-		case v.Phase == policy.PhasePending && !slices.Contains(a.mark.Void, v.Grant.ID):
-			s.Pending = append(s.Pending, o)
-		}
-	}
-	slices.SortStableFunc(s.Openings, func(a, b OpeningStatus) int { return cmp.Compare(a.SecondsLeft, b.SecondsLeft) })
+	s.Openings, s.Pending, s.Refused = a.grantStates(a.decision, a.live, a.mark.Void)
 	for k, h := range [kinds]policy.Header{a.docs.trust.Header, a.docs.policy.Header, a.docs.grants.Header} {
 		d := DocumentStatus{Document: Kind(k).String(), Version: h.Version, Issued: h.Issued, Expires: h.Expires}
 		if r := a.refusals[k]; r.err != nil {
@@ -139,6 +121,38 @@ func (a *Agent) snapshot(ctx context.Context) Status {
 		s.Docs = append(s.Docs, d)
 	}
 	return s
+}
+
+// grantStates sorts the verdicts of a decision: those in force, soonest end
+// first, those that have not begun, and those outside the policy.
+func (a *Agent) grantStates(d policy.Decision, live map[string]granted, void []string) (openings, pending, refused []OpeningStatus) {
+	openings, pending, refused = []OpeningStatus{}, []OpeningStatus{}, []OpeningStatus{}
+	now := a.Clock.Boot()
+	for _, v := range d.Verdicts {
+		o := grantStatus(v.Grant, v.Port)
+		held, open := live[v.Grant.ID]
+		switch {
+		case v.Refusal != nil:
+			o.Refusal = v.Refusal.Error()
+			refused = append(refused, o)
+		case open && held.until > now:
+			o.SecondsLeft = secondsTo(held.until, now)
+			openings = append(openings, o)
+		case v.Phase == policy.PhasePending && !slices.Contains(void, v.Grant.ID):
+			pending = append(pending, o)
+		}
+	}
+	slices.SortStableFunc(openings, func(a, b OpeningStatus) int { return cmp.Compare(a.SecondsLeft, b.SecondsLeft) })
+	return openings, pending, refused
+}
+
+// grantStatus is a grant of which nothing else is known.
+func grantStatus(g policy.Grant, p policy.Port) OpeningStatus {
+	o := OpeningStatus{Grant: g.ID, Port: g.Number, Protocol: string(p.Protocol), Start: g.Start, End: g.End, Requestor: g.Requestor, Reason: g.Justification}
+	for _, p := range g.Sources {
+		o.Sources = append(o.Sources, p.String())
+	}
+	return o
 }
 
 func secondsTo(end, now firewall.BootTime) int {

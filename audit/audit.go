@@ -27,6 +27,7 @@ const (
 	GuardLockdown   Name = "guard.lockdown"
 	GuardDrift      Name = "guard.drift"
 	GuardRepaired   Name = "guard.repaired"
+	DocumentDeliver Name = "document.delivered" // by hand, about to be in the inbox
 	DocumentAdmit   Name = "document.admitted"
 	DocumentRefused Name = "document.refused"
 	GrantOpening    Name = "grant.opening" // the intent, durable before the port opens
@@ -43,6 +44,7 @@ type Event struct {
 	Message   string    `json:"message,omitempty"`
 	Document  string    `json:"document,omitempty"` // trust, policy or grants
 	Version   uint64    `json:"version,omitempty"`  // of the document
+	Digest    string    `json:"digest,omitempty"`   // of its payload: sha256: and 64 digits
 	GrantID   string    `json:"grant,omitempty"`
 	Port      uint16    `json:"port,omitempty"`
 	Protocol  string    `json:"protocol,omitempty"`
@@ -51,7 +53,7 @@ type Event struct {
 	Requestor string    `json:"requestor,omitempty"`
 	Reason    string    `json:"reason,omitempty"`
 	Code      string    `json:"code,omitempty"`
-	Process   string    `json:"process,omitempty"` // who changed the guard, where the kernel tells
+	Process   string    `json:"process,omitempty"` // who changed the guard or delivered by hand, where the kernel tells
 	PID       int       `json:"pid,omitempty"`
 	Install   string    `json:"install,omitempty"` // the id of this installation
 	// FormerInstall is the one before it, where that is known.

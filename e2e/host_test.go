@@ -323,6 +323,7 @@ type event struct {
 	Code     string    `json:"code"`
 	Torn     string    `json:"torn"`
 	By       string    `json:"requestor"`
+	Digest   string    `json:"digest"`
 
 	Install       string `json:"install"`
 	FormerInstall string `json:"formerInstall"`
