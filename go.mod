@@ -3,6 +3,7 @@ module github.com/jitgate/jitgate
 go 1.26.0
 
 require (
+	github.com/boombuler/barcode v1.1.0
 	github.com/fsnotify/fsnotify v1.10.1
 	github.com/go-json-experiment/json v1.27.2
 	github.com/google/nftables v0.3.0

@@ -47,6 +47,8 @@ need ip iproute2
 need sshd openssh-server
 need ssh openssh-client
 need jq jq
+need zbarimg zbar-tools
+need curl curl
 need openssl openssl
 need setpriv util-linux
 need gcc gcc

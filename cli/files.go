@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/armor"
 	"github.com/jitgate/jitgate/policy"
 )
 
@@ -28,16 +30,49 @@ func printJSON(w io.Writer, v any) error {
 
 // readFile reads a document, or standard input for "-".
 func readFile(c *cobra.Command, path string) ([]byte, error) {
+	return readUpTo(c, path, policy.MaxEnvelope)
+}
+
+// readUpTo reads one byte more than the limit, so that the parser sees that
+// there is more.
+func readUpTo(c *cobra.Command, path string, limit int64) ([]byte, error) {
 	if path == "-" {
-		return io.ReadAll(io.LimitReader(c.InOrStdin(), policy.MaxEnvelope+1))
+		return io.ReadAll(io.LimitReader(c.InOrStdin(), limit+1))
 	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, policy.MaxEnvelope+1))
+	return io.ReadAll(io.LimitReader(f, limit+1))
 }
+
+// readSigned reads an envelope, as JSON or as text, from a file or from
+// standard input for "-". file is what an agent's inbox takes.
+func readSigned(c *cobra.Command, path string) (e policy.Envelope, file []byte, err error) {
+	raw, err := readUpTo(c, path, armor.MaxText)
+	if err != nil {
+		return e, nil, err
+	}
+	if e, file, err = parseSigned(raw); err != nil {
+		return e, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return e, file, nil
+}
+
+// parseSigned tells JSON and text apart by the first character.
+func parseSigned(raw []byte) (e policy.Envelope, file []byte, err error) {
+	if beginsJSON(raw) {
+		e, err = policy.ParseEnvelope(raw)
+		return e, raw, err
+	}
+	if e, err = armor.Decode(raw); err != nil {
+		return e, nil, err
+	}
+	return e, e.Encode(), nil
+}
+
+func beginsJSON(raw []byte) bool { return bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) }
 
 // writeOutput writes data to path whole or not at all, or to standard output
 // for "-". The temporary file stands beside the target, so the target may be

@@ -32,6 +32,8 @@ type grantOrder struct {
 	start                               string
 	reason, requestor                   string
 	revoke                              []string
+	after                               uint64
+	as                                  asText
 }
 
 func newGrant() *cobra.Command {
@@ -42,13 +44,29 @@ func newGrant() *cobra.Command {
 		Long: `Makes the next list of grants for a host and signs it with DIR/grant.key. Grants
 made before that are still good stay on the list. Every list is kept in
 DIR/grants, so versions never repeat. If DIR/policy.json (or --policy) is there,
-a grant outside the policy is refused here already.`,
+a grant outside the policy is refused here already.
+
+A list is complete: it takes the place of the one in force on the host, and what
+only that one grants is closed. Where another signer made that one, --after says
+its version, as jitgate status shows it on the host.
+
+Without a network, carry the file; or make text with --armor, or a QR code with
+--qr, and give it to jitgate inbox put on the host's console.`,
 		Example: `  jitgate grant --dir keys --host web1 --port 22 --source 203.0.113.7 --for 1h --reason INC-1 -o grants.json
+  jitgate grant --dir keys --host web1 --port 22 --source 203.0.113.7 --for 1h --after 1187 --armor
   jitgate grant --dir keys --host web1 --revoke all -o grants.json`,
 		Args: positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := required(c, "dir", "host", "out"); err != nil {
+			if err := required(c, "dir", "host"); err != nil {
 				return err
+			}
+			if !o.as.wanted() {
+				if err := required(c, "out"); err != nil {
+					return err
+				}
+			}
+			if o.after >= policy.MaxVersion {
+				return usagef("--after: %d is no version that another can follow", o.after)
 			}
 			if len(o.revoke) == 0 || len(o.ports) > 0 {
 				if err := required(c, "port", "source", "for"); err != nil {
@@ -70,7 +88,9 @@ a grant outside the policy is refused here already.`,
 	f.StringVar(&o.requestor, "requestor", "", "who, for the record (default you)")
 	f.StringSliceVar(&o.revoke, "revoke", nil, `take the grant with this id off the list, "all" for every one`)
 	f.StringVar(&o.policyFile, "policy", "", "policy to check the grant against (default DIR/policy.json, if there)")
-	f.StringVarP(&o.out, "out", "o", "", `file to write, "-" for standard output`)
+	f.Uint64Var(&o.after, "after", 0, "the version in force on the host: the next one is above it")
+	f.StringVarP(&o.out, "out", "o", "", `file to write, "-" for standard output; not needed with --armor or --qr`)
+	o.as.flags(c)
 	return c
 }
 
@@ -106,6 +126,10 @@ func (o grantOrder) run(c *cobra.Command) error {
 		if err := envelope.Sign(signer); err != nil {
 			return err
 		}
+		// What cannot be shown takes no version.
+		if err := o.as.possible(c, envelope); err != nil {
+			return err
+		}
 		// Whoever writes a version first has it; the other one tries the next.
 		err = lists.add(role.Epoch, next.Version, envelope.Encode())
 		if errors.Is(err, fs.ErrExist) {
@@ -114,7 +138,7 @@ func (o grantOrder) run(c *cobra.Command) error {
 		if err != nil {
 			return err
 		}
-		if err := writeOutput(c, o.out, envelope.Encode(), 0o644); err != nil {
+		if err := o.write(c, envelope); err != nil {
 			return err
 		}
 		for _, g := range fresh {
@@ -122,6 +146,14 @@ func (o grantOrder) run(c *cobra.Command) error {
 		}
 		return nil
 	}
+}
+
+// write hands the list over: as a file, or as what --armor and --qr ask for.
+func (o grantOrder) write(c *cobra.Command, e policy.Envelope) error {
+	if o.as.wanted() {
+		return o.as.write(c, o.out, e)
+	}
+	return writeOutput(c, o.out, e.Encode(), 0o644)
 }
 
 // grants are the new grants, one a port.
@@ -162,7 +194,7 @@ func (o grantOrder) grants(now time.Time) ([]policy.Grant, error) {
 // next is the list that follows last.
 func (o grantOrder) next(last policy.Grants, fresh []policy.Grant, trust policy.Trust, epoch uint64, now time.Time) (policy.Grants, error) {
 	next := policy.Grants{
-		Header: policy.Header{Realm: trust.Realm, Version: last.Version + 1, Issued: now, Expires: now.Add(time.Hour)},
+		Header: policy.Header{Realm: trust.Realm, Version: max(last.Version, o.after) + 1, Issued: now, Expires: now.Add(time.Hour)},
 		Epoch:  epoch, Host: policy.Host{ID: o.host, Install: o.install}, Grants: []policy.Grant{},
 	}
 	if next.Issued.Before(last.Issued) {

@@ -18,6 +18,7 @@ import (
 func newInspect() *cobra.Command {
 	var trust string
 	var asJSON bool
+	var as asText
 	c := &cobra.Command{
 		Use:   "inspect FILE [--trust FILE]",
 		Short: "Show what a document says, who signed it, and who has not yet",
@@ -25,18 +26,24 @@ func newInspect() *cobra.Command {
 passed from signer to signer: whether each holds, how many the role asks for, and
 who has not signed. The keys are those of --trust. A trust document is held
 against its own keys as well: it needs enough signatures of both. Realm, host,
-versions and times are not checked: jitgate verify does.`,
+versions and times are not checked: jitgate verify does.
+
+FILE is JSON, or the text that --armor makes of it, which can be typed at a
+console.`,
 		Example: `  jitgate inspect grants.json
-  jitgate inspect --trust trust.json policy.json`,
+  jitgate inspect --trust trust.json policy.json
+  jitgate inspect --armor policy.json`,
 		Args: positional(1, 1, "one file"),
 		RunE: func(c *cobra.Command, args []string) error {
-			raw, err := readFile(c, args[0])
+			if asJSON && as.wanted() {
+				return usagef("--json and --armor or --qr do not go together")
+			}
+			e, _, err := readSigned(c, args[0])
 			if err != nil {
 				return err
 			}
-			e, err := policy.ParseEnvelope(raw)
-			if err != nil {
-				return fmt.Errorf("%s: %w", args[0], err)
+			if as.wanted() {
+				return as.write(c, "-", e)
 			}
 			_, readable := policy.ParseDocument(e.Type, e.Payload)
 			sides, err := sidesOf(c, e, trust)
@@ -48,6 +55,7 @@ versions and times are not checked: jitgate verify does.`,
 	}
 	c.Flags().StringVar(&trust, "trust", "", "the trust document whose keys sign")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	as.flags(c)
 	return c
 }
 
