@@ -153,7 +153,7 @@ func commands(t *testing.T, path []string, found map[string]string) {
 func TestHelp(t *testing.T) {
 	found := map[string]string{}
 	commands(t, nil, found)
-	for _, name := range []string{"", "agent run", "agent step", "doctor", "grant", "host-id", "inspect", "lockdown", "sign", "status", "trust init", "trust install", "trust next", "verify", "version"} {
+	for _, name := range []string{"", "agent run", "agent step", "doctor", "grant", "host-id", "inbox put", "inspect", "lockdown", "sign", "status", "trust init", "trust install", "trust next", "verify", "version"} {
 		if found[name] == "" {
 			t.Errorf("jitgate %s is not in any list of commands", name)
 		}
