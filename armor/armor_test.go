@@ -11,6 +11,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -208,6 +209,10 @@ func TestWrongLines(t *testing.T) {
 	for n := 1; n < last; n++ {
 		wants(t, join(lines[:n], lines[n+1:]), fmt.Sprintf("line %d is missing: line %d came in its place", n, n+1))
 		wants(t, join(lines[:n], []string{lines[n+1], lines[n]}, lines[n+2:]), fmt.Sprintf("line %d is missing", n))
+		// Swapped behind their numbers.
+		number := len("01:")
+		wants(t, join(lines[:n], []string{lines[n][:number] + lines[n+1][number:], lines[n+1][:number] + lines[n][number:]}, lines[n+2:]),
+			map[bool]string{true: fmt.Sprintf("line %d does not match its checksum", n), false: fmt.Sprintf("line %d has ", n)}[n+1 < last])
 	}
 	wants(t, join(lines[:last]), fmt.Sprintf("line %d is missing: the text has %d lines", last, last))
 	for n := 1; n <= last; n++ {
@@ -223,21 +228,26 @@ func TestWrongLines(t *testing.T) {
 
 // Data may hold the word that begins a text.
 func TestMagicInside(t *testing.T) {
-	inside, err := letters.DecodeString(strings.Repeat(magic, 5) + magic + normalize("GRANTS7Z"))
+	inside, err := letters.DecodeString(magic + normalize("GRANTS7Z"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	found := false
 	for shift := range 8 {
-		e := policy.Envelope{Type: policy.TypeGrants, Payload: append(noise(shift), inside...), Signatures: signatures()}
+		e := policy.Envelope{Type: policy.TypeGrants, Payload: slices.Concat(noise(shift), inside, noise(40)), Signatures: signatures()}
 		line, err := EncodeLine(e)
 		if err != nil {
 			t.Fatal(err)
 		}
+		found = found || strings.Count(normalize(line), magic) == 2
 		for _, text := range []string{line, encodeLines(t, e)} {
 			if got, err := Decode([]byte(text)); err != nil || !reflect.DeepEqual(got, e) {
 				t.Errorf("%v\n%s", err, text)
 			}
 		}
+	}
+	if !found {
+		t.Error("no text has it")
 	}
 }
 
@@ -304,6 +314,16 @@ func TestStrict(t *testing.T) {
 	wants(t, text("GRANTS", deflated(deflate(make([]byte, 100))[:3])), "cannot be inflated")
 	wants(t, text("GRANTS", deflated(deflate(make([]byte, policy.MaxPayload+1)))), "inflates to more than 262144 bytes")
 	wants(t, text("GRANTS", deflated(deflate(make([]byte, 100*policy.MaxPayload)))), "inflates to more than 262144 bytes")
+
+	// A bomb is not held: what it asks for never becomes memory.
+	bomb := text("GRANTS", deflated(deflate(make([]byte, 256*policy.MaxPayload))))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	wants(t, bomb, "inflates to more than 262144 bytes")
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 16*policy.MaxPayload {
+		t.Errorf("%d bytes of text took %d bytes of memory", len(bomb), used)
+	}
 
 	good := cat([]byte{3, 1, '{', 1}, id, []byte{1, 0})
 	whole := text("GRANTS", good)
