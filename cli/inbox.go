@@ -196,21 +196,18 @@ func typed(in io.Reader, out io.Writer) (e policy.Envelope, file []byte, err err
 		}
 		if err != nil && !text.Done() {
 			fmt.Fprintln(out)
-			return e, nil, fmt.Errorf("the input ended, nothing was changed: %w", ended(&text, err))
+			if len(object) > 0 {
+				_, _, err = parseSigned(object)
+			} else if errors.Is(err, io.EOF) {
+				_, err = text.Envelope()
+			}
+			return e, nil, fmt.Errorf("the input ended, nothing was changed: %w", err)
 		}
 	}
 	if e, err = text.Envelope(); err != nil {
 		return e, nil, err
 	}
 	return e, e.Encode(), nil
-}
-
-// ended says what is missing of a text.
-func ended(text *armor.Reader, err error) error {
-	if errors.Is(err, io.EOF) {
-		_, err = text.Envelope()
-	}
-	return err
 }
 
 // ask has the agent look at the document, and fails if it would refuse it, or
