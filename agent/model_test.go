@@ -232,8 +232,8 @@ type play struct {
 	board int  // the machine it is on
 	named bool // lists name the installation
 
-	wanted   []policy.Grant            // what the signer would have open
-	versions map[string]*[kinds]uint64 // by host
+	wanted   []policy.Grant   // what the signer would have open
+	versions [2][kinds]uint64 // as web1 and as web2
 	sent     [kinds][]*paper
 	trust    int // documents delivered
 
@@ -244,7 +244,7 @@ type play struct {
 
 func newPlay(f *office, dir string) (*play, error) {
 	p := &play{office: f, ledger: newLedger(), oracle: newOracle(), boot: firewall.BootTime(time.Hour),
-		protocol: policy.TCP, ports: []uint16{22, 2222}, versions: map[string]*[kinds]uint64{vm: {}, otherVM: {}}}
+		protocol: policy.TCP, ports: []uint16{22, 2222}}
 	p.fake = &fwtest.Fake{Now: func() firewall.BootTime { return p.boot }}
 	p.backend = p.fake
 	p.fake.Blind = func() error { return p.fault("blind", &p.fate.blind) }
@@ -473,7 +473,10 @@ func (p *play) sign(f *paper, typ policy.Type, payload []byte, by crypto.Signer)
 }
 
 func (p *play) header(k Kind) policy.Header {
-	versions := p.versions[p.Settings.HostID]
+	versions := &p.versions[0]
+	if p.Settings.HostID == otherVM {
+		versions = &p.versions[1]
+	}
 	versions[k]++
 	at := noon.Add(p.lived).Truncate(time.Second)
 	return policy.Header{Realm: "acme", Version: versions[k], Issued: at, Expires: at.Add(12 * time.Hour)}

@@ -29,7 +29,7 @@ func TestRecordOfAGrant(t *testing.T) {
 			t.Errorf("recorded %+v", e)
 		}
 	}
-	want := []string{"agent.started", "document.admitted", "document.admitted", "document.admitted",
+	want := []string{"agent.started", "install.created", "document.admitted", "document.admitted", "document.admitted",
 		"grant.opening", "grant.opened", "grant.expired", "agent.stopped"}
 	if !slices.Equal(names, want) {
 		t.Errorf("recorded %v, want %v", names, want)
