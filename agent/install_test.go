@@ -384,6 +384,22 @@ func TestMarkWithoutHost(t *testing.T) {
 	}
 }
 
+// What a lockdown ended stays so.
+func TestMarkWithoutHostAfterLockdown(t *testing.T) {
+	w := newWorld(t)
+	w.deliver()
+	w.list(w.grant("a", alice, 0, time.Hour))
+	w.mustPass(0)
+	if err := w.endAll(t.Context(), "uid 0"); err != nil {
+		t.Fatal(err)
+	}
+	w.mark.Host, w.dirty = "", true
+	w.save()
+	w.restart()
+	w.mustPass(time.Second)
+	w.wantOpen(alice, false)
+}
+
 // Nor does it open what its documents grant to another.
 func TestMarkWithoutHostRenamed(t *testing.T) {
 	w := newWorld(t)
