@@ -195,7 +195,7 @@ func (w *walk) plain(fd int, path string, t terms) error {
 		return notPlain(path)
 	case st.Nlink > 1 && !t.named:
 		return fmt.Errorf("%s has %d hard links: only a file with one name is read, copy it to its place", path, st.Nlink)
-	case !own(st.Uid) && !(t.carried && st.Uid == w.owner):
+	case !own(st.Uid) && st.Uid != w.owner: // of the inbox, else the directory was refused
 		return ofAnother(path, st.Uid)
 	case writable(st):
 		return fmt.Errorf("%s is writable by group or others: chmod go-w %[1]s", path)

@@ -103,16 +103,7 @@ func (h *host) reboot() {
 	h.t.Helper()
 	h.kill()
 	h.ruleset("delete", "table", "inet", "jitgate")
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	mode, err := os.ReadFile(h.path("state", "mode.json"))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	other := strings.ReplaceAll(string(mode), strings.TrimSpace(string(boot)), "another boot")
-	err = errors.Join(os.WriteFile(h.path("state", "mode.json"), []byte(other), 0o600), os.Remove(h.path("state", "horizon.json")))
+	err := errors.Join(byHand(object{"bootID": "another boot"})(h, h.path("state", "mode.json")), os.Remove(h.path("state", "horizon.json")))
 	if err != nil {
 		h.t.Fatal(err)
 	}
