@@ -145,6 +145,8 @@ func TestCheckKnowsWhatMayOpen(t *testing.T) {
 // A delivery by hand is recorded with who made it, or not at all.
 func TestDelivering(t *testing.T) {
 	w := newWorld(t)
+	w.mustPass(0)
+	w.record.take()
 	me := caller{true, 0, os.Getpid()}
 	d := Delivery{Document: "grants", Version: 7, Digest: policy.Digest{1}, From: "terminal"}
 	if err := w.delivering(t.Context(), me, d); err != nil {

@@ -45,13 +45,10 @@ var hostFileTerms = terms{limit: 16 << 10, linked: true, named: true}
 // none.
 func LoadHostFile(path string, machine Machine) (HostFile, error) {
 	text, err := readFile(path, hostFileTerms)
-	if errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return HostFile{}, err
 	}
-	var h HostFile
-	if err == nil {
-		h, err = parseHostFile(text)
-	}
+	h, err := parseHostFile(text)
 	if err == nil && h.Machine.contradicts(machine) {
 		err = errors.New("it was written on another machine, as in a cloned image")
 	}

@@ -68,7 +68,7 @@ func TestHostID(t *testing.T) {
 		"no origin":           {`{"id":"arn:x"}`, id, FromMachineID, "where the id is from"},
 		"an id nobody names":  {`{"id":"büro","from":"azure"}`, id, FromMachineID, "ASCII"},
 		"513 bytes":           {`{"id":"` + strings.Repeat("x", 513) + `","from":"azure"}`, id, FromMachineID, "513 bytes"},
-		"larger than 16 KiB":  {file + strings.Repeat(" ", int(hostFileTerms.limit)), id, FromMachineID, "more than 16384 bytes"},
+		"larger than 16 KiB":  {file + strings.Repeat(" ", int(hostFileTerms.limit)), id, FromMachineID, "the limit is 16384"},
 		"something behind it": {file + file, id, FromMachineID, "invalid character"},
 	} {
 		path := filepath.Join(t.TempDir(), hostFile)

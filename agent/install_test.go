@@ -208,8 +208,10 @@ func TestClonesPolicy(t *testing.T) {
 func TestInstallIDIsDurable(t *testing.T) {
 	for name, c := range map[string]struct{ block, free func(w *world) }{
 		"no room for it": {
-			func(w *world) { os.MkdirAll(filepath.Join(w.Settings.StateDir, "."+installFile+".new"), 0o700) },
-			func(w *world) { os.Remove(filepath.Join(w.Settings.StateDir, "."+installFile+".new")) }},
+			func(w *world) {
+				os.MkdirAll(filepath.Join(w.Settings.StateDir, "."+installFile+".new", "taken"), 0o700)
+			},
+			func(w *world) { os.RemoveAll(filepath.Join(w.Settings.StateDir, "."+installFile+".new")) }},
 		"no record of it": {
 			func(w *world) { w.record.fail = os.ErrPermission },
 			func(w *world) { w.record.fail = nil }},

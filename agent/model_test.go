@@ -1015,6 +1015,12 @@ func TestSchedulesThatFailed(t *testing.T) {
 			full record
 			grant g1 source=10.0.0.1/32 port=22 for=1h0m0s
 			disarm observe`,
+		"a horizon that reached the disk late": `
+			full all
+			grant g1 source=10.0.0.2/32 port=2222 from=-18s for=3m2s
+			full mark
+			wait for=31s
+			reboot for=1s`,
 		"an end drawn anew": `
 			kernel dies-after
 			grant g2 source=10.0.0.1/32 port=22 from=-2m0s for=2m24s

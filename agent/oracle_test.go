@@ -25,6 +25,7 @@ type oracle struct {
 	broken bool // what is to be saved could not be
 
 	horizon, savedHorizon map[string]anchor
+	kept                  firewall.BootTime // when the horizon was last to be saved
 	// As near as ends of an earlier boot may lie: some of its time may be
 	// counted twice.
 	least           map[string]anchor
@@ -143,6 +144,7 @@ var settingsPorts = []firewall.Port{{Protocol: firewall.TCP, First: 22, Last: 22
 // and a board.
 func (o *oracle) start(now instant, host string, board int) {
 	o.broken, o.live, o.mode, o.horizon = false, map[string]policy.Grant{}, o.savedMode, maps.Clone(o.savedHorizon)
+	o.kept = 0
 	if o.mode.boot != now.name {
 		o.mode.peers, o.mode.until = nil, 0
 	}
@@ -349,7 +351,7 @@ func (o *oracle) reboot(at firewall.BootTime) {
 	for name, a := range known {
 		least[name] = anchor{a.End, o.soonest(name, a.End, a.At).Add(-firewall.Slack-crashLoss) - at}
 	}
-	o.least, o.savedHorizon, o.kernel = least, map[string]anchor{}, guard{}
+	o.least, o.savedHorizon, o.kernel, o.kept = least, map[string]anchor{}, guard{}, 0
 }
 
 // judge holds the documents in force against the clocks.
@@ -470,8 +472,9 @@ func (o *oracle) pass(now instant, f fate) verdict {
 	if f.cutShort {
 		return v
 	}
-	if !maps.Equal(o.horizon, v.horizon) {
-		o.horizon = v.horizon
+	// One that did not reach the disk is tried again like one that is old.
+	if !maps.Equal(o.horizon, v.horizon) || len(v.horizon) > 0 && now.boot.Sub(o.kept) >= Resync {
+		o.horizon, o.kept = v.horizon, now.boot
 		if !o.full.others {
 			o.savedHorizon = maps.Clone(v.horizon)
 		}

@@ -187,7 +187,7 @@ func TestInstallIDWithoutDisk(t *testing.T) {
 	h, install := settled(t)
 	h.stop()
 	h.board = otherMachine(t)
-	if err := os.Mkdir(h.path("state", ".install.json.new"), 0o700); err != nil {
+	if err := os.MkdirAll(h.path("state", ".install.json.new", "taken"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -199,7 +199,7 @@ func TestInstallIDWithoutDisk(t *testing.T) {
 	h.isClosed(ways("22/tcp", alice4))
 	h.allow(8, grant("g2", 22, time.Minute, bob4+"/32"))
 	h.isOpen(ways("22/tcp", bob4))
-	if err := os.Remove(h.path("state", ".install.json.new")); err != nil {
+	if err := os.RemoveAll(h.path("state", ".install.json.new")); err != nil {
 		t.Fatal(err)
 	}
 	h.allow(9) // the next pass
