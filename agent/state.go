@@ -97,6 +97,13 @@ func (s store) load() (m mark, documents [kinds][]byte, err error) {
 	return m, documents, nil
 }
 
+// Followed reports whether the state directory has a trust document of the
+// realm that trust_pin is of.
+func (s Settings) Followed() bool {
+	m, documents, err := store{s.StateDir}.load()
+	return err == nil && m.Pin == s.TrustPin && documents[Trust] != nil
+}
+
 // damage is the error of a file that may be read, and is not what an agent
 // wrote.
 type damage struct {

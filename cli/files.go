@@ -194,15 +194,19 @@ func readPublicKey(path string) (policy.Key, error) {
 	return key, nil
 }
 
-// trustFile reads a trust document the user vouches for by naming it: it must
-// carry a threshold of its own root keys.
-func trustFile(c *cobra.Command, path string) (raw []byte, v policy.Verified[policy.Trust], err error) {
+// trustFile reads a trust document with the digest pin. If that is nil the user
+// vouches for it by naming it. It must carry a threshold of its own root keys.
+func trustFile(c *cobra.Command, path string, pin *policy.Digest) (raw []byte, v policy.Verified[policy.Trust], err error) {
 	if raw, err = readFile(c, path); err != nil {
 		return nil, v, err
 	}
 	e, err := policy.ParseEnvelope(raw)
 	if err == nil {
-		v, err = policy.OpenPinnedTrust(raw, e.Digest())
+		want := e.Digest()
+		if pin != nil {
+			want = *pin
+		}
+		v, err = policy.OpenPinnedTrust(raw, want)
 	}
 	if err != nil {
 		return nil, v, fmt.Errorf("%s: %w", path, err)

@@ -99,7 +99,7 @@ func (o grantOrder) run(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	_, trust, err := trustFile(c, filepath.Join(o.dir, agent.Trust.File()))
+	_, trust, err := trustFile(c, filepath.Join(o.dir, agent.Trust.File()), nil)
 	if err != nil {
 		return err
 	}

@@ -219,7 +219,7 @@ would take every file and every grant.`,
 					return usagef("--at: %q is not a time like 2026-11-22T12:00:00Z", at)
 				}
 			}
-			_, anchor, err := trustFile(c, trust)
+			_, anchor, err := trustFile(c, trust, nil)
 			if err != nil {
 				return err
 			}

@@ -208,7 +208,7 @@ type side struct {
 func sidesOf(c *cobra.Command, e policy.Envelope, path string) (sides []side, err error) {
 	var digest policy.Digest
 	if path != "" {
-		_, v, err := trustFile(c, path)
+		_, v, err := trustFile(c, path, nil)
 		if err != nil {
 			return nil, err
 		}

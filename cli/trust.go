@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,8 +48,8 @@ it is needed again only to change keys.`,
 			}
 			fmt.Fprintf(c.OutOrStdout(), `Realm %s is in %s. Its trust document is %s.
 Keep root.key offline. On each host, as root:
-  jitgate trust install %s
-`, realm, out, digest, filepath.Join(out, agent.Trust.File()))
+  jitgate trust install --pin %s %s
+`, realm, out, digest, digest, filepath.Join(out, agent.Trust.File()))
 			return nil
 		},
 	}
@@ -104,18 +105,33 @@ func initRealm(dir, realm string, scheme policy.Scheme, valid time.Duration) (di
 }
 
 func newTrustInstall() *cobra.Command {
-	var config string
+	var config, pin string
 	var replace bool
 	c := &cobra.Command{
 		Use:   "install FILE",
 		Short: "On a host, as root: put the first trust document in place and pin it",
 		Long: `Puts a realm's trust document into the agent's inbox and writes its digest as
 trust_pin into the settings. From then on the host follows that realm only. A
-running agent reads the pin when it is restarted.`,
-		Example: "  jitgate trust install keys/trust.json",
-		Args:    positional(1, 1, "one file"),
+running agent reads the pin when it is restarted.
+
+With --pin the document is installed only if that is its digest: FILE may then
+come from anywhere, as long as the pin came by a way you trust. "-" is standard
+input. A host that follows the realm already is left as it is, also where later
+trust documents have replaced the first one since.`,
+		Example: `  jitgate trust install keys/trust.json
+  jitgate trust install --pin sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae trust.json`,
+		Args: positional(1, 1, "one file"),
 		RunE: func(c *cobra.Command, args []string) error {
-			raw, v, err := trustFile(c, args[0])
+			// An empty pin is a variable nobody set, not a wish to go without.
+			var want *policy.Digest
+			if c.Flags().Changed("pin") {
+				d, err := policy.ParseDigest(pin)
+				if err != nil {
+					return usagef("--pin: %w", err)
+				}
+				want = &d
+			}
+			raw, v, err := trustFile(c, args[0], want)
 			if err != nil {
 				return err
 			}
@@ -125,6 +141,10 @@ running agent reads the pin when it is restarted.`,
 			}
 			if none := (policy.Digest{}); settings.TrustPin != none && settings.TrustPin != v.Digest() && !replace {
 				return fmt.Errorf("%s already pins %s: --replace makes this host part of the other realm", config, settings.TrustPin)
+			}
+			if follows(settings, raw, v) {
+				fmt.Fprintf(c.OutOrStdout(), "This host trusts realm %s (%s) already.\n", v.Document().Realm, v.Digest())
+				return nil
 			}
 			if err := os.MkdirAll(settings.InboxDir, 0o755); err != nil {
 				return err
@@ -140,8 +160,20 @@ running agent reads the pin when it is restarted.`,
 		},
 	}
 	c.Flags().StringVar(&config, "config", agent.DefaultConfig, "the agent's settings")
+	c.Flags().StringVar(&pin, "pin", "", "digest the document must have, sha256: and 64 hex digits")
 	c.Flags().BoolVar(&replace, "replace", false, "leave the realm this host belongs to")
 	return c
+}
+
+// follows reports whether the document was installed before: it is pinned, and
+// lies in the inbox, or the agent has it or a later one in force. Delivering
+// the first one again would only be refused as older.
+func follows(s agent.Settings, raw []byte, v policy.Verified[policy.Trust]) bool {
+	if s.TrustPin != v.Digest() {
+		return false
+	}
+	there, err := os.ReadFile(filepath.Join(s.InboxDir, agent.Trust.File()))
+	return err == nil && bytes.Equal(there, raw) || s.Followed()
 }
 
 var (

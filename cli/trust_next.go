@@ -53,7 +53,7 @@ too, because the thief may have signed the largest version.`,
 }
 
 func (r rotation) run(c *cobra.Command, path string) error {
-	_, v, err := trustFile(c, path)
+	_, v, err := trustFile(c, path, nil)
 	if err != nil {
 		return err
 	}
