@@ -58,8 +58,9 @@ cross: setup ## build for linux amd64 and arm64 and for windows amd64 into dist/
 
 check: lint cross test race demo ## what CI runs
 
-package: cross ## the programs with their licence as archives in dist/
+package: cross ## the programs as archives, deb and rpm in dist/
 	@./packaging/archive.sh dist
+	@./packaging/package.sh dist $(VERSION)
 
 clean: ## remove what was built
 	rm -rf bin dist

@@ -6,20 +6,10 @@ set -eu
 dist=$1
 stamp=@$(git log -1 --format=%ct 2>/dev/null || echo 0)
 
-# The licences of the modules in the program ask that their notices go with it.
 licences=$(mktemp -d)
 trap 'rm -rf "$licences"' EXIT
-for goos in linux windows; do
-	GOOS=$goos go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Dir}}{{end}}{{end}}' .
-done | sort -u | while read -r module dir; do
-	mkdir -p "$licences/$module"
-	for notice in "$dir"/LICENSE* "$dir"/COPYING* "$dir"/NOTICE* "$dir"/PATENTS*; do
-		[ ! -f "$notice" ] || install -m 644 "$notice" "$licences/$module/"
-	done
-	[ -n "$(ls "$licences/$module")" ] || { echo "archive: $module has no licence file" >&2; exit 1; }
-done
-for program in "$dist"/jitgate-*-*; do
-	case $program in *.tar.gz) continue ;; esac
+packaging/licences.sh "$licences"
+for program in "$dist"/jitgate-linux-amd64 "$dist"/jitgate-linux-arm64 "$dist"/jitgate-windows-amd64.exe; do
 	name=$(basename "$program" .exe)
 	root=$(mktemp -d)
 	mkdir "$root/$name"
