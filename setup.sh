@@ -42,6 +42,7 @@ need() { # COMMAND PACKAGE
 }
 need nft nftables
 need mmdebstrap mmdebstrap
+need systemd-nspawn systemd-container
 need iptables-nft iptables
 need ip iproute2
 need sshd openssh-server
