@@ -222,20 +222,23 @@ func sidesOf(c *cobra.Command, e policy.Envelope, path string) (sides []side, er
 
 // counts checks that key's signature counts on one of the sides at least.
 func counts(e policy.Envelope, sides []side, key policy.Key) error {
-	var role policy.Role
+	var why error
 	for _, s := range sides {
 		tally := e.Tally(s.trust)
 		if slices.Contains(tally.Signers, key.ID) {
 			return nil
 		}
+		if why != nil {
+			continue
+		}
+		why = fmt.Errorf("%s does not have role %s in %s", key.ID, tally.Role, s.name)
 		for _, k := range tally.Missing {
 			if k.ID == key.ID {
-				return fmt.Errorf("%s has this key with scheme %s: sign with %s", s.name, k.Scheme, flagOf(k.Scheme))
+				why = fmt.Errorf("%s has this key with scheme %s: sign with %s", s.name, k.Scheme, flagOf(k.Scheme))
 			}
 		}
-		role = tally.Role
 	}
-	return fmt.Errorf("%s does not have role %s in %s", key.ID, role, sides[0].name)
+	return why
 }
 
 // flagOf is the flag that signs with keys of a scheme.
