@@ -279,3 +279,53 @@ func TestReadmeSettings(t *testing.T) {
 		}
 	}
 }
+
+// Each row of the threat table names a test of its own, which is there; each
+// such test has a row.
+func TestThreatTable(t *testing.T) {
+	there := map[string]bool{}
+	test := regexp.MustCompile(`(?m)^func (TestThreat\w+)\(`)
+	sources(t, func(path string, text []byte) {
+		if !strings.HasSuffix(path, "_test.go") || path == "structure_test.go" {
+			return
+		}
+		for _, m := range test.FindAllSubmatch(text, -1) {
+			there[string(m[1])] = true
+		}
+	})
+	page, err := os.ReadFile("docs/attack-surface.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(page), "| attacker | tries | stopped by | its test |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	rows := strings.Split(table, "\n")[2:]
+	named := regexp.MustCompile("`(TestThreat\\w+)`")
+	had := map[string]bool{}
+	for _, row := range rows {
+		cells := strings.Split(row, "|")
+		if len(cells) != 7 {
+			t.Errorf("%d cells in %s", len(cells), row)
+			continue
+		}
+		switch m := named.FindStringSubmatch(cells[4]); {
+		case m == nil && strings.TrimSpace(cells[4]) != "not yet" && strings.TrimSpace(cells[4]) != "out of scope":
+			t.Errorf("no test of its own: %s", row)
+		case m == nil:
+		case !there[m[1]]:
+			t.Errorf("%s is not there: %s", m[1], row)
+		case had[m[1]]:
+			t.Errorf("%s stands for two rows", m[1])
+		default:
+			had[m[1]] = true
+		}
+	}
+	for name := range there {
+		if !had[name] {
+			t.Errorf("%s has no row in docs/attack-surface.md", name)
+		}
+	}
+	if len(had) < 35 {
+		t.Errorf("%d rows with a test: this looks at nothing", len(had))
+	}
+}

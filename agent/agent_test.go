@@ -236,11 +236,19 @@ func TestNextWakesForEveryChange(t *testing.T) {
 	}
 }
 
-// A wall clock set back extends nothing, and one set forward only closes.
-func TestClockSteps(t *testing.T) {
-	for i := range 12 {
-		step := []time.Duration{-24 * time.Hour, -time.Hour, -90 * time.Second, -time.Second, time.Second, 24 * time.Hour}[i/2]
-		restarts := i%2 == 1 // agents come and go, the boot is one
+// A wall clock set back extends nothing.
+func TestThreatSetsTheClockBack(t *testing.T) {
+	stepsTheClock(t, -24*time.Hour, -time.Hour, -90*time.Second, -time.Second)
+}
+
+// One that is set ahead ends it early.
+func TestThreatSetsTheClockAhead(t *testing.T) {
+	stepsTheClock(t, time.Second, 24*time.Hour)
+}
+
+func stepsTheClock(t *testing.T, steps ...time.Duration) {
+	for i := range 2 * len(steps) {
+		step, restarts := steps[i/2], i%2 == 1 // agents come and go, the boot is one
 		t.Run(fmt.Sprintf("%s, restarts %t", step, restarts), func(t *testing.T) {
 			w := newWorld(t)
 			w.deliver()

@@ -315,7 +315,7 @@ func TestObserveOnFullDisk(t *testing.T) {
 
 // While a machine sleeps its timeouts stand still. As it wakes they are set
 // right, and nothing is open for longer than was granted.
-func TestSleep(t *testing.T) {
+func TestThreatSuspends(t *testing.T) {
 	for _, asleep := range []time.Duration{20 * time.Second, 40 * time.Minute, 2 * time.Hour} {
 		w := newWorld(t)
 		w.deliver()
@@ -339,7 +339,7 @@ func TestSleep(t *testing.T) {
 
 // A restored snapshot goes on where it was, and then its wall clock is set: the
 // agent hears of it, and closes at once what is over by then.
-func TestSnapshotRestored(t *testing.T) {
+func TestThreatRestoresASnapshot(t *testing.T) {
 	w := newWorld(t)
 	w.deliver()
 	w.list(w.grant("a", alice, 0, time.Hour), w.grant("b", bob, 0, 3*time.Hour))

@@ -53,7 +53,7 @@ func record(t *testing.T, l *File, names ...Name) {
 	}
 }
 
-func TestChain(t *testing.T) {
+func TestThreatEditsTheRecord(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "audit")
 	l := NewFile(dir)
 	record(t, l, AgentStarted)
@@ -111,7 +111,7 @@ func TestTornAnywhere(t *testing.T) {
 }
 
 // Hostile text stays inside its field and its line.
-func TestHostileText(t *testing.T) {
+func TestThreatForgesFields(t *testing.T) {
 	dir := t.TempDir()
 	l := NewFile(dir)
 	hostile := "x\n{\"seq\":99,\"event\":\"grant.opened\"}\r\x00\x1b[2J\u2028\u202e\"\\" + strings.Repeat("A", 64<<10)

@@ -211,7 +211,8 @@ func typed(in io.Reader, out io.Writer) (e policy.Envelope, file []byte, err err
 }
 
 // ask has the agent look at the document, and fails if it would refuse it, or
-// every grant on it and nothing would close either.
+// every grant on it: whoever wants to close something takes refused grants off
+// the list.
 func (p *put) ask(c *cobra.Command) (running bool, err error) {
 	var would agent.Check
 	err = callAgent(c.Context(), p.config, http.MethodPost, "/v1/check", agent.CheckRequest{Envelope: p.file}, &would)
@@ -228,9 +229,9 @@ func (p *put) ask(c *cobra.Command) (running bool, err error) {
 	case would.Refusal != "":
 		p.result.Agent, p.result.Refusal = "refused", would.Refusal
 		return true, fmt.Errorf("the agent would refuse it, the inbox is as it was: %s", would.Refusal)
-	case p.kind == agent.Grants && len(would.Refused) > 0 && len(would.Openings)+len(would.Pending)+len(would.Revoked) == 0:
+	case p.kind == agent.Grants && len(would.Refused) > 0 && len(would.Openings)+len(would.Pending) == 0:
 		p.result.Agent, p.result.Refusal = "refused", refusedText(would.Refused)
-		return true, fmt.Errorf("it would change nothing, the inbox is as it was: %s", p.result.Refusal)
+		return true, fmt.Errorf("it would open nothing, the inbox is as it was: %s", p.result.Refusal)
 	case would.Blocked != "":
 		fmt.Fprintf(c.ErrOrStderr(), "nothing may open here now: %s\n", would.Blocked)
 	}

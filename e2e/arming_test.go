@@ -248,7 +248,7 @@ func TestArmingOnFullDisk(t *testing.T) {
 }
 
 // Only root arms and disarms, whatever the socket's mode.
-func TestOnlyRootArms(t *testing.T) {
+func TestThreatArmsThroughTheSocket(t *testing.T) {
 	t.Parallel()
 	h := observing(t)
 	// Nobody may get as far as the socket, and be heard there.

@@ -151,7 +151,7 @@ func TestStatus(t *testing.T) {
 	if err := json.Unmarshal([]byte(h.must("status", "--json", "--config", h.config())), &s); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"denials", "denied", "documents", "exempt", "firewall", "guarded", "host", "intact", "mode", "openings", "pending", "refused", "since"}
+	want := []string{"denials", "denied", "documents", "exempt", "firewall", "guarded", "host", "hostFrom", "install", "intact", "mode", "openings", "pending", "refused", "since"}
 	if names := slices.Sorted(maps.Keys(s)); !slices.Equal(names, want) {
 		t.Errorf("status --json has %v, want %v", names, want)
 	}
@@ -222,7 +222,7 @@ func TestStatus(t *testing.T) {
 }
 
 // What a requestor writes cannot steer the terminal of whoever looks.
-func TestStatusShowsNoControlCharacters(t *testing.T) {
+func TestThreatSteersTheTerminal(t *testing.T) {
 	t.Parallel()
 	h := guarding(t, port(22, "TCP"))
 	h.allow(1, with(grant("g1", 22, time.Minute, alice4+"/32"), object{"requestor": "mallory\x1b[2J", "justification": "fine\nopen 22 *\r\u009b31m"}))

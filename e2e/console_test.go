@@ -405,7 +405,7 @@ func TestNarrowTerminal(t *testing.T) {
 
 // What the agent would refuse does not take the place of what lies in the
 // inbox, and the refusal names its code and the bound.
-func TestRefusedByHand(t *testing.T) {
+func TestThreatCarriesText(t *testing.T) {
 	t.Parallel()
 	h := guarding(t, port(22, "TCP"))
 	old := h.typed(alice4)
@@ -519,7 +519,7 @@ func TestInterruptedAtAConsole(t *testing.T) {
 }
 
 // Only root delivers by hand, and only root may ask the agent to.
-func TestOnlyRootDelivers(t *testing.T) {
+func TestThreatDeliversThroughTheSocket(t *testing.T) {
 	t.Parallel()
 	h := guarding(t, port(22, "TCP"))
 	privileged(t, "curl", "setpriv")

@@ -76,10 +76,26 @@ func trustFile(r realm, version int, changes object, keys ...key) []byte {
 	return seal("trust", encode(with(r.trust(version), changes)), keys...)
 }
 
-// Every way we know to craft a file, against one running agent. Each is
-// refused with its code and recorded once; the memory on the disk does not
-// move, what was in force stays in force, and the agent goes on.
-func TestCraftedFiles(t *testing.T) {
+// crafted is a way to craft a file.
+type crafted struct {
+	name string
+	kind string // grants unless said
+	code string
+	craft
+}
+
+// noise is bytes without a meaning.
+func noise() []byte {
+	b := make([]byte, 4096)
+	rand.Read(b)
+	return b
+}
+
+// refusesEach puts files before one running agent. Each is refused with its
+// code and recorded once; the memory on the disk does not move, what was in
+// force stays in force, and the agent goes on. crafts gets the files that are
+// good, and a key without a role.
+func refusesEach(t *testing.T, crafts func(good map[string][]byte, mallory key) []crafted) {
 	t.Parallel()
 	h := newHost(t)
 	h.start()
@@ -93,133 +109,11 @@ func TestCraftedFiles(t *testing.T) {
 		}
 		good[name] = b
 	}
-	noise := make([]byte, 4096)
-	rand.Read(noise)
 	mallory := newKey(t)
 	stop := h.watch(way{"22/tcp", alice4})
 	began := h.mark()
 
-	for _, c := range []struct {
-		name string
-		kind string // grants unless said
-		code string
-		craft
-	}{
-		// The carrier: cut, garbage, size.
-		{name: "empty", code: "malformed", craft: text(nil)},
-		{name: "cut in the middle", code: "malformed", craft: text(good["grants"][:len(good["grants"])/2])},
-		{name: "last byte missing", code: "malformed", craft: text(good["grants"][:len(good["grants"])-1])},
-		{name: "noise", code: "malformed", craft: text(noise)},
-		{name: "an array", code: "malformed", craft: text([]byte("[]"))},
-		{name: "trailing data", code: "malformed", craft: text(append(bytes.Clone(good["grants"]), '{', '}'))},
-		{name: "1 MiB", code: "too-large", craft: text(make([]byte, 1<<20))},
-		{name: "600 KiB envelope", code: "too-large", craft: signed(object{"padding": strings.Repeat("x", 450<<10)})},
-		{name: "300 KiB payload", code: "too-large", craft: signed(object{"padding": strings.Repeat("x", 300<<10)})},
-
-		// Signatures.
-		{name: "not an envelope", code: "unsigned", craft: file(func(r realm) []byte { return encode(evil(r, nil)) })},
-		{name: "no signature", code: "unsigned", craft: file(func(r realm) []byte { return seal("grants", encode(evil(r, nil))) })},
-		{name: "a stranger's signature", code: "bad-signature", craft: file(func(r realm) []byte { return seal("grants", encode(evil(r, nil)), mallory) })},
-		{name: "a stranger's signature under our id", code: "bad-signature", craft: file(func(r realm) []byte {
-			return seal("grants", encode(evil(r, nil)), key{mallory.private, r.grant.id, mallory.der})
-		})},
-		{name: "the policy key's signature", code: "bad-signature", craft: file(func(r realm) []byte { return seal("grants", encode(evil(r, nil)), r.policy) })},
-		{name: "payload exchanged", code: "bad-signature", craft: file(func(r realm) []byte {
-			e := envelope("grants", encode(r.list(6)), r.grant)
-			e["payload"] = envelope("grants", encode(evil(r, nil)))["payload"]
-			return encode(e)
-		})},
-		{name: "another type under the name", code: "wrong-type", craft: file(func(r realm) []byte { return r.sign("policy", r.rules(9, port(22, "TCP"))) })},
-		{name: "type relabelled", code: "bad-signature", craft: file(func(r realm) []byte {
-			e := envelope("policy", encode(evil(r, nil)), r.grant)
-			e["payloadType"] = "application/vnd.jitgate.grants.v1+json"
-			return encode(e)
-		})},
-		{name: "17 signatures", code: "malformed", craft: file(func(r realm) []byte {
-			keys := make([]key, 17)
-			for i := range keys {
-				keys[i] = r.grant
-			}
-			return seal("grants", encode(evil(r, nil)), keys...)
-		})},
-
-		// Whom it is for, and when.
-		{name: "another realm", code: "wrong-realm", craft: signed(object{"realm": "umbrella"})},
-		{name: "another host", code: "wrong-host", craft: signed(object{"host": object{"id": hostID + "0"}})},
-		{name: "another installation", code: "wrong-host", craft: signed(object{"host": object{"id": hostID, "install": "former"}})},
-		{name: "older", code: "rollback", craft: signed(object{"version": 4})},
-		{name: "same version, other bytes", code: "equivocation", craft: signed(object{"version": 5})},
-		{name: "over", code: "expired", craft: signed(object{"issued": in(-2 * time.Hour), "expires": in(-time.Hour)})},
-		{name: "issued tomorrow", code: "not-yet", craft: signed(object{"issued": in(24 * time.Hour), "expires": in(25 * time.Hour)})},
-		{name: "for a newer policy", code: "stale-policy", craft: signed(object{"policyVersion": 3})},
-		{name: "of a newer epoch", code: "stale-policy", craft: signed(object{"epoch": 2})},
-
-		// JSON that two readers read in two ways.
-		{name: "unknown name", code: "malformed", craft: signed(object{"surprise": 1})},
-		{name: "name missing", code: "malformed", craft: signed(object{"grants": nil})},
-		{name: "null", code: "malformed", craft: edited(`"policyVersion":1`, `"policyVersion":null`)},
-		{name: "repeated name", code: "malformed", craft: edited(`"realm":"acme"`, `"realm":"acme","realm":"acme"`)},
-		{name: "repeated name, escaped", code: "malformed", craft: edited(`"realm":"acme"`, `"realm":"acme","\u0072ealm":"acme"`)},
-		{name: "case-folded name", code: "malformed", craft: edited(`"realm"`, `"Realm"`)},
-		{name: "deep", code: "malformed", craft: edited(`"acme"`, strings.Repeat("[", 1000)+strings.Repeat("]", 1000))},
-		{name: "a number as text", code: "malformed", craft: signed(object{"version": "6"})},
-		{name: "a fraction", code: "malformed", craft: signed(object{"version": 6.5})},
-		{name: "beyond 2^53", code: "malformed", craft: signed(object{"version": 1 << 53})},
-		{name: "version 0", code: "malformed", craft: signed(object{"version": 0})},
-		{name: "invalid UTF-8", code: "malformed", craft: edited("INC-1", "INC-\xff")},
-		{name: "v4-mapped source", code: "malformed", craft: edited(bob4+"/32", "::ffff:"+bob4+"/128")},
-		{name: "host bits", code: "malformed", craft: edited(bob4+"/32", bob4+"/24")},
-		{name: "local time", code: "malformed", craft: signed(object{"issued": "2026-11-22T12:00:00+01:00"})},
-
-		// The local user: what is at the path is not a plain file of its owner.
-		{name: "symbolic link", code: "malformed", craft: aside(os.Symlink)},
-		{name: "dangling symbolic link", code: "malformed", craft: func(_ *host, path string) error { return os.Symlink("/nowhere", path) }},
-		{name: "hard link", code: "malformed", craft: aside(os.Link)},
-		{name: "FIFO", code: "malformed", craft: func(_ *host, path string) error { return unix.Mkfifo(path, 0o644) }},
-		{name: "socket", code: "malformed", craft: func(_ *host, path string) error { return unix.Mknod(path, unix.S_IFSOCK|0o644, 0) }},
-		{name: "device", code: "malformed", craft: func(_ *host, path string) error {
-			return unix.Mknod(path, unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))) // /dev/zero
-		}},
-		{name: "directory", code: "malformed", craft: func(_ *host, path string) error { return os.Mkdir(path, 0o755) }},
-		{name: "writable by all", code: "malformed", craft: then(func(path string) error { return os.Chmod(path, 0o666) })},
-		{name: "writable by the group", code: "malformed", craft: then(func(path string) error { return os.Chmod(path, 0o664) })},
-		{name: "somebody's", code: "malformed", craft: then(func(path string) error { return os.Chown(path, 12345, 12345) })},
-		{name: "1 TiB of nothing", code: "too-large", craft: then(func(path string) error { return os.Truncate(path, 1<<40) })},
-
-		// The same for the other two documents, where it matters most.
-		{name: "empty policy", kind: "policy", code: "malformed", craft: text(nil)},
-		{name: "policy of the grant key", kind: "policy", code: "bad-signature", craft: file(func(r realm) []byte { return policyFile(r, nil, r.grant) })},
-		{name: "policy of a stranger", kind: "policy", code: "bad-signature", craft: file(func(r realm) []byte { return policyFile(r, nil, mallory) })},
-		{name: "older policy", kind: "policy", code: "rollback", craft: file(func(r realm) []byte { return policyFile(r, object{"version": 1}, r.policy) })},
-		{name: "other policy of the same version", kind: "policy", code: "equivocation", craft: file(func(r realm) []byte { return policyFile(r, object{"version": 2}, r.policy) })},
-		{name: "policy that is over", kind: "policy", code: "expired", craft: file(func(r realm) []byte {
-			return policyFile(r, object{"issued": in(-2 * time.Hour), "expires": in(-time.Hour)}, r.policy)
-		})},
-		{name: "policy for another host", kind: "policy", code: "wrong-host", craft: file(func(r realm) []byte { return policyFile(r, object{"host": object{"id": "web2"}}, r.policy) })},
-		{name: "policy of another realm", kind: "policy", code: "wrong-realm", craft: file(func(r realm) []byte { return policyFile(r, object{"realm": "umbrella"}, r.policy) })},
-		{name: "policy with overlapping ports", kind: "policy", code: "malformed", craft: file(func(r realm) []byte {
-			return r.sign("policy", r.rules(3, port(22, "TCP"), port(22, "UDP")))
-		})},
-		{name: "trust of a stranger", kind: "trust", code: "bad-signature", craft: file(func(r realm) []byte {
-			r.root = mallory
-			return trustFile(r, 2, nil, mallory)
-		})},
-		{name: "trust of the grant key", kind: "trust", code: "bad-signature", craft: file(func(r realm) []byte { return trustFile(r, 2, nil, r.grant) })},
-		{name: "trust without the new root's signature", kind: "trust", code: "bad-signature", craft: file(func(r realm) []byte {
-			old := r.root
-			r.root = mallory
-			return trustFile(r, 2, nil, old)
-		})},
-		{name: "trust with a step left out", kind: "trust", code: "not-yet", craft: file(func(r realm) []byte { return trustFile(r, 3, nil, r.root) })},
-		{name: "other trust of the same version", kind: "trust", code: "equivocation", craft: file(func(r realm) []byte {
-			return trustFile(r, 1, object{"expires": in(2 * time.Hour)}, r.root)
-		})},
-		{name: "trust of another realm", kind: "trust", code: "wrong-realm", craft: file(func(r realm) []byte { return trustFile(r, 2, object{"realm": "umbrella"}, r.root) })},
-		{name: "the grant key as policy key", kind: "trust", code: "malformed", craft: file(func(r realm) []byte {
-			r.policy = r.grant
-			return trustFile(r, 2, nil, r.root)
-		})},
-	} {
+	for _, c := range crafts(good, mallory) {
 		t.Run(c.name, func(t *testing.T) {
 			h.t = t
 			kind := c.kind
@@ -271,6 +165,140 @@ func TestCraftedFiles(t *testing.T) {
 	if h.mark() != began {
 		t.Error("the mark moved")
 	}
+}
+
+// What is at the path is not a plain file of its owner.
+func TestThreatPlantsFiles(t *testing.T) {
+	refusesEach(t, func(map[string][]byte, key) []crafted {
+		return []crafted{
+			{name: "symbolic link", code: "malformed", craft: aside(os.Symlink)},
+			{name: "dangling symbolic link", code: "malformed", craft: func(_ *host, path string) error { return os.Symlink("/nowhere", path) }},
+			{name: "hard link", code: "malformed", craft: aside(os.Link)},
+			{name: "FIFO", code: "malformed", craft: func(_ *host, path string) error { return unix.Mkfifo(path, 0o644) }},
+			{name: "socket", code: "malformed", craft: func(_ *host, path string) error { return unix.Mknod(path, unix.S_IFSOCK|0o644, 0) }},
+			{name: "device", code: "malformed", craft: func(_ *host, path string) error {
+				return unix.Mknod(path, unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))) // /dev/zero
+			}},
+			{name: "directory", code: "malformed", craft: func(_ *host, path string) error { return os.Mkdir(path, 0o755) }},
+			{name: "writable by all", code: "malformed", craft: then(func(path string) error { return os.Chmod(path, 0o666) })},
+			{name: "writable by the group", code: "malformed", craft: then(func(path string) error { return os.Chmod(path, 0o664) })},
+			{name: "somebody's", code: "malformed", craft: then(func(path string) error { return os.Chown(path, 12345, 12345) })},
+			{name: "1 TiB of nothing", code: "too-large", craft: then(func(path string) error { return os.Truncate(path, 1<<40) })},
+		}
+	})
+}
+
+// JSON that two readers would read in two ways.
+func TestThreatCraftsJSON(t *testing.T) {
+	refusesEach(t, func(map[string][]byte, key) []crafted {
+		return []crafted{
+			{name: "unknown name", code: "malformed", craft: signed(object{"surprise": 1})},
+			{name: "name missing", code: "malformed", craft: signed(object{"grants": nil})},
+			{name: "null", code: "malformed", craft: edited(`"policyVersion":1`, `"policyVersion":null`)},
+			{name: "repeated name", code: "malformed", craft: edited(`"realm":"acme"`, `"realm":"acme","realm":"acme"`)},
+			{name: "repeated name, escaped", code: "malformed", craft: edited(`"realm":"acme"`, `"realm":"acme","\u0072ealm":"acme"`)},
+			{name: "case-folded name", code: "malformed", craft: edited(`"realm"`, `"Realm"`)},
+			{name: "deep", code: "malformed", craft: edited(`"acme"`, strings.Repeat("[", 1000)+strings.Repeat("]", 1000))},
+			{name: "a number as text", code: "malformed", craft: signed(object{"version": "6"})},
+			{name: "a fraction", code: "malformed", craft: signed(object{"version": 6.5})},
+			{name: "beyond 2^53", code: "malformed", craft: signed(object{"version": 1 << 53})},
+			{name: "version 0", code: "malformed", craft: signed(object{"version": 0})},
+			{name: "invalid UTF-8", code: "malformed", craft: edited("INC-1", "INC-\xff")},
+			{name: "v4-mapped source", code: "malformed", craft: edited(bob4+"/32", "::ffff:"+bob4+"/128")},
+			{name: "host bits", code: "malformed", craft: edited(bob4+"/32", bob4+"/24")},
+			{name: "local time", code: "malformed", craft: signed(object{"issued": "2026-11-22T12:00:00+01:00"})},
+		}
+	})
+}
+
+// Every other way we know.
+func TestCraftedFiles(t *testing.T) {
+	refusesEach(t, func(good map[string][]byte, mallory key) []crafted {
+		return []crafted{
+			// The carrier: cut, garbage, size.
+			{name: "empty", code: "malformed", craft: text(nil)},
+			{name: "cut in the middle", code: "malformed", craft: text(good["grants"][:len(good["grants"])/2])},
+			{name: "last byte missing", code: "malformed", craft: text(good["grants"][:len(good["grants"])-1])},
+			{name: "noise", code: "malformed", craft: text(noise())},
+			{name: "an array", code: "malformed", craft: text([]byte("[]"))},
+			{name: "trailing data", code: "malformed", craft: text(append(bytes.Clone(good["grants"]), '{', '}'))},
+			{name: "1 MiB", code: "too-large", craft: text(make([]byte, 1<<20))},
+			{name: "600 KiB envelope", code: "too-large", craft: signed(object{"padding": strings.Repeat("x", 450<<10)})},
+			{name: "300 KiB payload", code: "too-large", craft: signed(object{"padding": strings.Repeat("x", 300<<10)})},
+
+			// Signatures.
+			{name: "not an envelope", code: "unsigned", craft: file(func(r realm) []byte { return encode(evil(r, nil)) })},
+			{name: "no signature", code: "unsigned", craft: file(func(r realm) []byte { return seal("grants", encode(evil(r, nil))) })},
+			{name: "a stranger's signature", code: "bad-signature", craft: file(func(r realm) []byte { return seal("grants", encode(evil(r, nil)), mallory) })},
+			{name: "a stranger's signature under our id", code: "bad-signature", craft: file(func(r realm) []byte {
+				return seal("grants", encode(evil(r, nil)), key{mallory.private, r.grant.id, mallory.der})
+			})},
+			{name: "the policy key's signature", code: "bad-signature", craft: file(func(r realm) []byte { return seal("grants", encode(evil(r, nil)), r.policy) })},
+			{name: "payload exchanged", code: "bad-signature", craft: file(func(r realm) []byte {
+				e := envelope("grants", encode(r.list(6)), r.grant)
+				e["payload"] = envelope("grants", encode(evil(r, nil)))["payload"]
+				return encode(e)
+			})},
+			{name: "another type under the name", code: "wrong-type", craft: file(func(r realm) []byte { return r.sign("policy", r.rules(9, port(22, "TCP"))) })},
+			{name: "type relabelled", code: "bad-signature", craft: file(func(r realm) []byte {
+				e := envelope("policy", encode(evil(r, nil)), r.grant)
+				e["payloadType"] = "application/vnd.jitgate.grants.v1+json"
+				return encode(e)
+			})},
+			{name: "17 signatures", code: "malformed", craft: file(func(r realm) []byte {
+				keys := make([]key, 17)
+				for i := range keys {
+					keys[i] = r.grant
+				}
+				return seal("grants", encode(evil(r, nil)), keys...)
+			})},
+
+			// Whom it is for, and when.
+			{name: "another realm", code: "wrong-realm", craft: signed(object{"realm": "umbrella"})},
+			{name: "another host", code: "wrong-host", craft: signed(object{"host": object{"id": hostID + "0"}})},
+			{name: "another installation", code: "wrong-host", craft: signed(object{"host": object{"id": hostID, "install": "former"}})},
+			{name: "older", code: "rollback", craft: signed(object{"version": 4})},
+			{name: "same version, other bytes", code: "equivocation", craft: signed(object{"version": 5})},
+			{name: "over", code: "expired", craft: signed(object{"issued": in(-2 * time.Hour), "expires": in(-time.Hour)})},
+			{name: "issued tomorrow", code: "not-yet", craft: signed(object{"issued": in(24 * time.Hour), "expires": in(25 * time.Hour)})},
+			{name: "for a newer policy", code: "stale-policy", craft: signed(object{"policyVersion": 3})},
+			{name: "of a newer epoch", code: "stale-policy", craft: signed(object{"epoch": 2})},
+
+			// The other two documents, where it matters most.
+			{name: "empty policy", kind: "policy", code: "malformed", craft: text(nil)},
+			{name: "policy of the grant key", kind: "policy", code: "bad-signature", craft: file(func(r realm) []byte { return policyFile(r, nil, r.grant) })},
+			{name: "policy of a stranger", kind: "policy", code: "bad-signature", craft: file(func(r realm) []byte { return policyFile(r, nil, mallory) })},
+			{name: "older policy", kind: "policy", code: "rollback", craft: file(func(r realm) []byte { return policyFile(r, object{"version": 1}, r.policy) })},
+			{name: "other policy of the same version", kind: "policy", code: "equivocation", craft: file(func(r realm) []byte { return policyFile(r, object{"version": 2}, r.policy) })},
+			{name: "policy that is over", kind: "policy", code: "expired", craft: file(func(r realm) []byte {
+				return policyFile(r, object{"issued": in(-2 * time.Hour), "expires": in(-time.Hour)}, r.policy)
+			})},
+			{name: "policy for another host", kind: "policy", code: "wrong-host", craft: file(func(r realm) []byte { return policyFile(r, object{"host": object{"id": "web2"}}, r.policy) })},
+			{name: "policy of another realm", kind: "policy", code: "wrong-realm", craft: file(func(r realm) []byte { return policyFile(r, object{"realm": "umbrella"}, r.policy) })},
+			{name: "policy with overlapping ports", kind: "policy", code: "malformed", craft: file(func(r realm) []byte {
+				return r.sign("policy", r.rules(3, port(22, "TCP"), port(22, "UDP")))
+			})},
+			{name: "trust of a stranger", kind: "trust", code: "bad-signature", craft: file(func(r realm) []byte {
+				r.root = mallory
+				return trustFile(r, 2, nil, mallory)
+			})},
+			{name: "trust of the grant key", kind: "trust", code: "bad-signature", craft: file(func(r realm) []byte { return trustFile(r, 2, nil, r.grant) })},
+			{name: "trust without the new root's signature", kind: "trust", code: "bad-signature", craft: file(func(r realm) []byte {
+				old := r.root
+				r.root = mallory
+				return trustFile(r, 2, nil, old)
+			})},
+			{name: "trust with a step left out", kind: "trust", code: "not-yet", craft: file(func(r realm) []byte { return trustFile(r, 3, nil, r.root) })},
+			{name: "other trust of the same version", kind: "trust", code: "equivocation", craft: file(func(r realm) []byte {
+				return trustFile(r, 1, object{"expires": in(2 * time.Hour)}, r.root)
+			})},
+			{name: "trust of another realm", kind: "trust", code: "wrong-realm", craft: file(func(r realm) []byte { return trustFile(r, 2, object{"realm": "umbrella"}, r.root) })},
+			{name: "the grant key as policy key", kind: "trust", code: "malformed", craft: file(func(r realm) []byte {
+				r.policy = r.grant
+				return trustFile(r, 2, nil, r.root)
+			})},
+		}
+	})
 }
 
 // What somebody takes away again is no longer refused.

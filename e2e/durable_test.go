@@ -65,7 +65,7 @@ func fill(t *testing.T, path string) {
 // No record, no opening: while the disk takes nothing, nothing opens; what
 // closes, closes all the same; and once it takes writes again, what waited
 // opens by itself.
-func TestNothingOpensUnrecorded(t *testing.T) {
+func TestThreatFillsTheDisk(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name                   string

@@ -101,7 +101,7 @@ func TestInstallIDOfAMachine(t *testing.T) {
 }
 
 // The image of a host with openings runs on a second machine.
-func TestClonedHost(t *testing.T) {
+func TestThreatClonesTheDisk(t *testing.T) {
 	t.Parallel()
 	for name, machine := range map[string]func(*testing.T) *board{
 		"another machine id": otherMachine,
@@ -224,7 +224,7 @@ func TestSpoiledInstallID(t *testing.T) {
 
 // A host that gets another id: what was granted to the former closes, and its
 // own lists begin at 1. The former id brings nothing back with it.
-func TestRenamedHost(t *testing.T) {
+func TestThreatRenamesTheHost(t *testing.T) {
 	t.Parallel()
 	const other = "/subscriptions/1/virtualMachines/web2"
 	theirs := func(o object) object { return with(o, object{"host": object{"id": other}}) }

@@ -23,24 +23,6 @@ func TestPolicyEndsItsOpenings(t *testing.T) {
 	h.isOpen(ways("22/tcp", alice4))
 }
 
-// Whoever holds newer lists back keeps no opening alive beyond maxGrantsAge.
-func TestOldListEndsItsOpenings(t *testing.T) {
-	t.Parallel()
-	h := newHost(t)
-	h.start()
-	h.put(1, with(h.realm.rules(1, port(22, "TCP")), object{"maxGrantsAge": "PT3S"}))
-	issued := time.Now().Truncate(time.Second)
-	h.put(1, with(h.realm.list(1, grant("g1", 22, 30*time.Minute, alice4+"/32")), object{"issued": stamp(issued)}))
-	h.isOpen(ways("22/tcp", alice4))
-	end := issued.Add(3 * time.Second)
-	h.closes(time.Until(end.Add(2*time.Second)), ways("22/tcp", alice4))
-	if early := time.Until(end); early > 0 {
-		t.Errorf("closed %s before its end", early)
-	}
-	h.allow(2, grant("g1", 22, 30*time.Minute, alice4+"/32"))
-	h.isOpen(ways("22/tcp", alice4))
-}
-
 // With maxUnattended an opening is a lease: the living agent renews it, a dead
 // one does not.
 func TestUnattendedOpeningsEnd(t *testing.T) {
@@ -57,7 +39,7 @@ func TestUnattendedOpeningsEnd(t *testing.T) {
 }
 
 // One grant outside the policy is dropped alone, and recorded.
-func TestGrantsOutsideThePolicy(t *testing.T) {
+func TestThreatExceedsThePolicy(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.start()
@@ -72,13 +54,14 @@ func TestGrantsOutsideThePolicy(t *testing.T) {
 		grant("wide", 22, time.Minute, "10.77.0.0/16"),
 		grant("anybody", 22, time.Minute, "*"),
 		grant("wide-v6", 22, time.Minute, "fd77::/127"),
+		with(grant("for-ever", 22, time.Minute, bob4+"/32"), object{"endTimeUtc": "9999-12-31T23:59:59Z"}),
 		grant("back-dated", 22, time.Minute, bob6+"/128"),
 		grant("good", 22, time.Minute, alice4+"/32"))
 	h.isOpen(ways("22/tcp", alice4, bob6))
 	h.isClosed(ways("22/tcp", bob4, carol4, alice6))
 	refused := map[string]string{
 		"other-port": "port-not-in-policy", "other-source": "source-not-allowed", "one-of-two-sources": "source-not-allowed",
-		"long": "too-long", "wide": "too-wide", "anybody": "too-wide", "wide-v6": "too-wide",
+		"long": "too-long", "wide": "too-wide", "anybody": "too-wide", "wide-v6": "too-wide", "for-ever": "too-long",
 	}
 	for id, code := range refused {
 		h.recorded("grant.refused", id, code)

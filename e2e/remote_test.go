@@ -25,7 +25,7 @@ func nudge(t *testing.T, r *remote) {
 
 // What a file server may do wrong short of being silent. What was in force
 // stays, and once it is well what it holds counts.
-func TestInboxOnAFileServer(t *testing.T) {
+func TestThreatRunsTheFileServer(t *testing.T) {
 	t.Parallel()
 	h := guarding(t, port(22, "TCP"))
 	h.allow(1, grant("good", 22, 30*time.Minute, alice4+"/32"))

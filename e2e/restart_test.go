@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-func TestKilledAgentsOpeningsEndOnTime(t *testing.T) {
+func TestThreatKillsTheAgent(t *testing.T) {
 	t.Parallel()
 	h := guarding(t, port(22, "TCP"))
 	end := time.Now().Add(4 * time.Second).Truncate(time.Second)

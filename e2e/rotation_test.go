@@ -19,7 +19,7 @@ func (h *host) trusts(version int) {
 // The grant key was stolen, and the thief used up the versions. The next trust
 // document names another key and raises the epoch: from then on the thief's
 // lists are worth nothing, and counting begins anew.
-func TestStolenGrantKey(t *testing.T) {
+func TestThreatBurnsTheCounter(t *testing.T) {
 	t.Parallel()
 	h := guarding(t, port(22, "TCP"))
 	thief := h.realm
@@ -64,7 +64,7 @@ func TestNewRootKey(t *testing.T) {
 
 // Policy keys were stolen, and the thieves widened the policy and used up its
 // versions. The next trust document takes their word away and counts anew.
-func TestStolenPolicyKey(t *testing.T) {
+func TestThreatStealsPolicyKeys(t *testing.T) {
 	t.Parallel()
 	h := guarding(t, port(22, "TCP"))
 	thief := h.realm
@@ -91,7 +91,7 @@ func TestStolenPolicyKey(t *testing.T) {
 
 // One of two grant signers is taken away: what he signed ends at once, his
 // sessions with it; what the other one signs goes on.
-func TestRevokedSigner(t *testing.T) {
+func TestThreatRevokedSigner(t *testing.T) {
 	t.Parallel()
 	h := guarding(t, port(22, "TCP"))
 	alice, eve := h.realm, h.realm

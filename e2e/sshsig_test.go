@@ -124,6 +124,12 @@ func (p *people) key(name string) object {
 // signs adds somebody's signature to a file, with ssh-keygen and by the book.
 func (p *people) signs(name, file string) {
 	p.t.Helper()
+	p.signsFor("jitgate.v1", name, file)
+}
+
+// signsFor does so in a namespace.
+func (p *people) signsFor(namespace, name, file string) {
+	p.t.Helper()
 	var e struct {
 		PayloadType string   `json:"payloadType"`
 		Payload     []byte   `json:"payload"`
@@ -140,7 +146,7 @@ func (p *people) signs(name, file string) {
 	if _, err := os.Stat(p.path(name)); err != nil {
 		key = name + ".pub" // the private half is in ssh-agent
 	}
-	p.run("ssh-keygen", "-q", "-Y", "sign", "-n", "jitgate.v1", "-f", key, "pae")
+	p.run("ssh-keygen", "-q", "-Y", "sign", "-n", namespace, "-f", key, "pae")
 	lines := strings.Split(strings.TrimSpace(string(read(p.t, p.path("pae.sig")))), "\n")
 	e.Signatures = append(e.Signatures, object{"keyid": p.key(name)["id"], "sig": strings.Join(lines[1:len(lines)-1], "")})
 	if err := os.Remove(p.path("pae.sig")); err != nil { // ssh-keygen would ask before it overwrites
@@ -280,4 +286,67 @@ func TestSSHSigners(t *testing.T) {
 	h.until("the grant should be open", func(s status) bool { return s.isOpen("g1") })
 	h.isOpen(ways("22/tcp", alice4))
 	h.isClosed(ways("22/tcp", bob4))
+}
+
+// policySigner makes somebody the one who signs policies, with a key of kind.
+func policySigner(t *testing.T, kind string, more ...string) (*host, *people) {
+	t.Helper()
+	privileged(t, "ssh-keygen", "gcc")
+	h, p := forAlice(t), newPeople(t)
+	if kind == "ed25519" {
+		p.run("ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "carol", "-f", "carol")
+	} else {
+		p.tokenKey("carol", kind, more...)
+	}
+	trust := h.realm.trust(2)
+	trust["keys"] = append(trust["keys"].([]object), p.key("carol"))
+	for _, role := range trust["roles"].([]object) {
+		if role["name"] == "policy" {
+			role["keys"] = append(role["keys"].([]string), p.key("carol")["id"].(string))
+		}
+	}
+	h.deliver("trust.json", h.realm.sign("trust", trust))
+	h.until("carol should be a signer", func(s status) bool { return s.document("trust").Version == 2 })
+	return h, p
+}
+
+// wide is a policy that admits bob.
+func (h *host) wide(version int) object {
+	return with(h.realm.rules(version, port(22, "TCP")), object{"exemptSourceAddressPrefixes": []string{bob4 + "/32"}})
+}
+
+// A program on her machine can have the token sign, as long as nobody has to
+// touch it. Such a signature counts for nothing.
+func TestThreatUntouchedToken(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"ed25519-sk", "ecdsa-sk"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			h, p := policySigner(t, kind, "-O", "no-touch-required")
+			p.write("wide", seal("policy", encode(h.wide(2))))
+			p.signs("carol", "wide")
+			h.refuses("policy", "bad-signature", read(t, p.path("wide")))
+		})
+	}
+}
+
+// What her key signed elsewhere, or over another document, is no signature
+// here.
+func TestThreatSignedElsewhere(t *testing.T) {
+	t.Parallel()
+	h, p := policySigner(t, "ed25519")
+	for _, namespace := range []string{"git", "file", "jitgate.v2", "jitgate"} {
+		p.write("wide", seal("policy", encode(h.wide(2))))
+		p.signsFor(namespace, "carol", "wide")
+		h.refuses("policy", "bad-signature", read(t, p.path("wide")))
+	}
+	p.write("narrow", seal("policy", encode(h.realm.rules(2, port(22, "TCP")))))
+	p.signs("carol", "narrow")
+	var e object
+	if err := json.Unmarshal(read(t, p.path("narrow")), &e); err != nil {
+		t.Fatal(err)
+	}
+	h.refuses("policy", "bad-signature", encode(with(e, object{"payload": envelope("policy", encode(h.wide(2)))["payload"]})))
+	h.deliver("policy.json", read(t, p.path("narrow")))
+	h.until("what she did sign should be in force", func(s status) bool { return s.document("policy").Version == 2 })
 }

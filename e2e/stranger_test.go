@@ -34,7 +34,7 @@ var attacks = [][]string{
 // Others on the host write into the firewall while the agent runs. Where the
 // kernel lets the agent own its table they fail, or pass it by; on older ones
 // the agent mends what they did, and that may take a moment.
-func TestStrangers(t *testing.T) {
+func TestThreatFlushesTheTable(t *testing.T) {
 	t.Parallel()
 	h := guarding(t, port(22, "TCP"), port(3389, "*"))
 	h.attacked()

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 )
 
 // The rows of the threat table in docs/attack-surface.md, from outside: one
@@ -249,7 +251,8 @@ func twoOf(trust object, role string, keys ...key) object {
 // One of two policy signers, however he signs, is one.
 func TestThreatOneSignerOfTwo(t *testing.T) {
 	t.Parallel()
-	h := forAlice(t)
+	h := guarding(t, port(22, "TCP"))
+	h.allow(5, grant("alice", 22, 30*time.Minute, alice4+"/32"))
 	second := newKey(t)
 	h.deliver("trust.json", h.realm.sign("trust", twoOf(h.realm.trust(2), "policy", second)))
 	h.until("two should have to sign", func(s status) bool { return s.document("trust").Version == 2 })
@@ -271,6 +274,29 @@ func TestThreatOneSignerOfTwo(t *testing.T) {
 
 	h.deliver("policy.json", seal("policy", encode(h.realm.rules(2, port(22, "TCP"))), one, second))
 	h.until("two make a policy", func(s status) bool { return s.document("policy").Version == 2 })
+}
+
+// One key is one signer, whatever scheme and name it is listed under.
+func TestThreatOneKeyTwice(t *testing.T) {
+	t.Parallel()
+	h := forAlice(t)
+	one := h.realm.policy
+	public, err := ssh.NewPublicKey(one.private.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := object{"id": one.id, "scheme": "sshsig", "public": base64.StdEncoding.EncodeToString(public.Marshal())}
+	other := with(again, object{"id": fmt.Sprintf("sha256:%x", sha256.Sum256(public.Marshal()))})
+	for _, second := range []object{again, other} {
+		trust := h.realm.trust(2)
+		trust["keys"] = append(trust["keys"].([]object), second)
+		for _, role := range trust["roles"].([]object) {
+			if role["name"] == "policy" {
+				role["keys"], role["threshold"] = []any{one.id, second["id"]}, 2
+			}
+		}
+		h.refuses("trust", "malformed", h.realm.sign("trust", trust))
+	}
 }
 
 // Old root keys, and too few of those in force, bring no trust document in.

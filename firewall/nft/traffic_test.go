@@ -388,7 +388,7 @@ func TestDeniedByWhom(t *testing.T) {
 
 // A flood of packets without a grant, during ten thousand changes of rules
 // and openings: none gets through.
-func TestFloodDuringChanges(t *testing.T) {
+func TestThreatFloods(t *testing.T) {
 	pair := fwtest.NewPair(t)
 	var leaked atomic.Int64
 	fwtest.In(t, pair.VM, func() {
