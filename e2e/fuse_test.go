@@ -53,8 +53,13 @@ func mountRemote(t *testing.T, dir string) *remote {
 			t.Fatal(err)
 		}
 	}
-	if r.fd, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
-		t.Fatalf("/dev/fuse: %v", err) // every kernel of a distribution has it: modprobe fuse
+	r.fd, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	switch {
+	case err == nil:
+	case os.Getenv("JITGATE_CI") != "":
+		t.Fatalf("/dev/fuse: %v: modprobe fuse", err)
+	default:
+		t.Skipf("/dev/fuse: %v: modprobe fuse", err)
 	}
 	if err := unix.Mount("jitgate-test", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40755,user_id=0,group_id=0", r.fd)); err != nil {
 		t.Fatalf("mount: %v", err)
