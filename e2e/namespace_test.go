@@ -89,7 +89,7 @@ const (
 	vm4, vm6       = "10.77.0.1", "fd77::1"
 	alice4, alice6 = "10.77.0.2", "fd77::2"
 	bob4, bob6     = "10.77.0.3", "fd77::3"
-	carol4         = "203.0.113.7" // from further away; policy/testdata/sign.sh knows her
+	carol4         = "203.0.113.7" // from further away; docs/examples/sign.sh knows her
 )
 
 // connect joins the two namespaces by a cable.

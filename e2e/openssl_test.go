@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-const scripts = "../policy/testdata"
+const scripts = "../docs/examples"
 
 func read(t *testing.T, path string) []byte {
 	t.Helper()

@@ -21,7 +21,7 @@ func script(t *testing.T, name string, args ...string) ([]byte, error) {
 			t.Skipf("%s is not installed: %v", tool, err)
 		}
 	}
-	cmd := exec.Command("sh", append([]string{filepath.Join("testdata", name)}, args...)...)
+	cmd := exec.Command("sh", append([]string{filepath.Join("..", "docs", "examples", name)}, args...)...)
 	var complaints bytes.Buffer
 	cmd.Stderr = &complaints
 	out, err := cmd.Output()
