@@ -685,37 +685,38 @@ func TestClockSetBackBeforeReboot(t *testing.T) {
 	}
 }
 
-// nextTrust signs a trust document that raises the epoch of the grants and
-// leaves their key.
-func (w *world) nextTrust() []byte {
+// nextTrust signs the next trust document, which raises the epoch of a role and
+// leaves its key.
+func (w *world) nextTrust(role policy.Role) []byte {
 	w.t.Helper()
 	v, err := policy.OpenPinnedTrust(w.trust.Encode(), w.trust.Digest())
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	doc := v.Document()
-	doc.Version++
-	doc.Roles = slices.Clone(doc.Roles)
-	for i := range doc.Roles {
-		if doc.Roles[i].Name == policy.RoleGrant {
-			doc.Roles[i].Epoch++
-		}
+	doc := v.Document().Next(w.wall, 12*time.Hour)
+	if err := doc.Restart(role); err != nil {
+		w.t.Fatal(err)
 	}
 	return w.sign(policy.TypeTrust, policy.RoleRoot, doc.Encode())
 }
 
-// A list of an older epoch does not come back with a restart.
+// A list or a policy of an older epoch is over as soon as the trust document
+// says so, and does not come back with a restart.
 func TestOlderEpochAfterRestart(t *testing.T) {
-	w := newWorld(t)
-	w.deliver()
-	w.list(w.grant("a", alice, 0, time.Hour))
-	w.mustPass(0)
-	w.wantOpen(alice, true)
-	w.put(Trust, w.nextTrust())
-	for range 2 {
-		w.pass(time.Second) // the list in the inbox is refused
-		w.wantOpen(alice, false)
-		w.restart()
+	for _, role := range []policy.Role{policy.RoleGrant, policy.RolePolicy} {
+		t.Run(string(role), func(t *testing.T) {
+			w := newWorld(t)
+			w.deliver()
+			w.list(w.grant("a", alice, 0, time.Hour))
+			w.mustPass(0)
+			w.wantOpen(alice, true)
+			w.put(Trust, w.nextTrust(role))
+			for range 2 {
+				w.pass(time.Second) // what is in the inbox is refused
+				w.wantOpen(alice, false)
+				w.restart()
+			}
+		})
 	}
 }
 
@@ -772,7 +773,7 @@ func TestCrashBetweenTrustAndMark(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(block, "taken"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	w.put(Trust, w.nextTrust())
+	w.put(Trust, w.nextTrust(policy.RoleGrant))
 	for range 2 { // what is tried again does not replace the former by the new one
 		if err := w.pass(time.Second); policy.CodeOf(err) != policy.NotDurable {
 			t.Fatalf("got %v, want not-durable", err)

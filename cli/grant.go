@@ -26,6 +26,7 @@ import (
 // grantOrder is what jitgate grant is asked for.
 type grantOrder struct {
 	dir, host, install, policyFile, out string
+	sshKey                              string
 	ports                               []uint
 	sources                             []string
 	length                              string
@@ -41,8 +42,9 @@ func newGrant() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "grant --dir DIR --host ID --port N --source PREFIX --for DURATION -o FILE",
 		Short: "Make an offline grant, signed with the realm's grant key",
-		Long: `Makes the next list of grants for a host and signs it with DIR/grant.key. Grants
-made before that are still good stay on the list. Every list is kept in
+		Long: `Makes the next list of grants for a host and signs it with DIR/grant.key, or
+with --ssh-key as ssh-keygen does, on a FIDO2 token for example. Grants made
+before that are still good stay on the list. Every list is kept in
 DIR/grants, so versions never repeat. If DIR/policy.json (or --policy) is there,
 a grant outside the policy is refused here already.
 
@@ -54,6 +56,7 @@ Without a network, carry the file; or make text with --armor, or a QR code with
 --qr, and give it to jitgate inbox put on the host's console.`,
 		Example: `  jitgate grant --dir keys --host web1 --port 22 --source 203.0.113.7 --for 1h --reason INC-1 -o grants.json
   jitgate grant --dir keys --host web1 --port 22 --source 203.0.113.7 --for 1h --after 1187 --armor
+  jitgate grant --dir keys --host web1 --port 22 --source 203.0.113.7 --for 1h --ssh-key ~/.ssh/id_ed25519_sk --qr
   jitgate grant --dir keys --host web1 --revoke all -o grants.json`,
 		Args: positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -78,6 +81,7 @@ Without a network, carry the file; or make text with --armor, or a QR code with
 	}
 	f := c.Flags()
 	f.StringVar(&o.dir, "dir", "", "the realm's directory, with grant.key and trust.json")
+	f.StringVar(&o.sshKey, "ssh-key", "", "sign with this SSH key (private key or .pub file), not with DIR/grant.key")
 	f.StringVar(&o.host, "host", "", "the host's id")
 	f.StringVar(&o.install, "install", "", "only for this installation of the host")
 	f.UintSliceVar(&o.ports, "port", nil, "port to open; may be repeated")
@@ -95,9 +99,9 @@ Without a network, carry the file; or make text with --armor, or a QR code with
 }
 
 func (o grantOrder) run(c *cobra.Command) error {
-	signer, err := readKey(filepath.Join(o.dir, keyFile(policy.RoleGrant)))
-	if err != nil {
-		return err
+	sign, key := signWithSSH, o.sshKey
+	if key == "" {
+		sign, key = signWithKey, filepath.Join(o.dir, keyFile(policy.RoleGrant))
 	}
 	_, trust, err := trustFile(c, filepath.Join(o.dir, agent.Trust.File()), nil)
 	if err != nil {
@@ -123,8 +127,12 @@ func (o grantOrder) run(c *cobra.Command) error {
 			return err
 		}
 		envelope := policy.Envelope{Type: policy.TypeGrants, Payload: next.Encode()}
-		if err := envelope.Sign(signer); err != nil {
-			return err
+		signer, err := sign(c, &envelope, key)
+		if err == nil {
+			err = counts(envelope, []side{{"the trust document", trust.Document()}}, signer)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", key, err)
 		}
 		// What cannot be shown takes no version.
 		if err := o.as.possible(c, envelope); err != nil {
