@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -28,7 +29,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                "testdata/script",
 		RequireUniqueNames: true,
-		Setup:              setDates,
+		Setup:              setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":   exits,
 			"expand":  expand,
@@ -45,8 +46,14 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// setDates gives scripts the times their documents need: $NOW, $YESTERDAY, ….
-func setDates(e *testscript.Env) error {
+// setUp gives scripts the times their documents need: $NOW, $YESTERDAY, …; and
+// in $PAGES the directory of the documentation.
+func setUp(e *testscript.Env) error {
+	pages, err := filepath.Abs("docs")
+	if err != nil {
+		return err
+	}
+	e.Setenv("PAGES", pages)
 	now := time.Now().UTC().Truncate(time.Second)
 	for name, offset := range map[string]time.Duration{
 		"YESTERDAY": -24 * time.Hour, "NOW": 0, "INANHOUR": time.Hour, "TOMORROW": 24 * time.Hour, "NEXTWEEK": 7 * 24 * time.Hour,

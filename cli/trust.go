@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"crypto"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,81 +28,119 @@ func newTrust() *cobra.Command {
 // keyFile is where trust init leaves the key of a role.
 func keyFile(role policy.Role) string { return string(role) + ".key" }
 
+// newRealm is what trust init was asked for.
+type newRealm struct {
+	realm, dir, scheme string
+	valid              time.Duration
+	people             rotation // keys that others have, and thresholds
+}
+
 func newTrustInit() *cobra.Command {
-	var realm, out, scheme string
-	var valid time.Duration
+	var n newRealm
 	c := &cobra.Command{
 		Use:   "init --realm NAME --out DIR",
 		Short: "Make a new realm: root, policy and grant keys, and a signed trust.json",
 		Long: `Makes a new realm in DIR: root.key, policy.key and grant.key (PKCS#8, mode
 0600) and trust.json, which says what each key may sign. Keep root.key offline:
-it is needed again only to change keys.`,
-		Example: "  jitgate trust init --realm acme --out keys",
-		Args:    positional(0, 0, "no argument"),
+it is needed again only to change keys.
+
+A role that --add gives to people's keys gets no key of its own here. Where that
+is the root role, trust.json is not signed yet: they sign it in turn.`,
+		Example: `  jitgate trust init --realm acme --out keys
+  jitgate trust init --realm acme --out keys --add root=alice.pub --add root=bob.pub --threshold root=2
+  jitgate sign --ssh-key ~/.ssh/id_ed25519 keys/trust.json -o keys/trust.json`,
+		Args: positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := required(c, "realm", "out"); err != nil {
 				return err
 			}
-			digest, err := initRealm(out, realm, policy.Scheme(scheme), valid)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(c.OutOrStdout(), `Realm %s is in %s. Its trust document is %s.
-Keep root.key offline. On each host, as root:
-  jitgate trust install --pin %s %s
-`, realm, out, digest, digest, filepath.Join(out, agent.Trust.File()))
-			return nil
+			return n.run(c)
 		},
 	}
-	c.Flags().StringVar(&realm, "realm", "", "name of the realm, one for an organisation")
-	c.Flags().StringVar(&out, "out", "", "directory for the keys and trust.json")
-	c.Flags().StringVar(&scheme, "scheme", string(policy.Ed25519), "ed25519 or ecdsa-p256-sha256")
-	c.Flags().DurationVar(&valid, "valid", 5*365*24*time.Hour, "how long the trust document is valid")
+	c.Flags().StringVar(&n.realm, "realm", "", "name of the realm, one for an organisation")
+	c.Flags().StringVar(&n.dir, "out", "", "directory for the keys and trust.json")
+	c.Flags().StringVar(&n.scheme, "scheme", string(policy.Ed25519), "of the keys made here: ed25519 or ecdsa-p256-sha256")
+	c.Flags().StringArrayVar(&n.people.add, "add", nil, "ROLE=FILE: give a role to a public key; may be repeated")
+	c.Flags().StringArrayVar(&n.people.threshold, "threshold", nil, "ROLE=N: how many different keys must sign")
+	c.Flags().DurationVar(&n.valid, "valid", 5*365*24*time.Hour, "how long the trust document is valid")
 	return c
 }
 
-func initRealm(dir, realm string, scheme policy.Scheme, valid time.Duration) (digest policy.Digest, err error) {
+func (n newRealm) run(c *cobra.Command) error {
 	now := time.Now().UTC().Truncate(time.Second)
-	t := policy.Trust{Header: policy.Header{Realm: realm, Version: 1, Issued: now, Expires: now.Add(valid)}}
-	private := map[string][]byte{}
-	var envelope policy.Envelope
+	t := policy.Trust{Header: policy.Header{Realm: n.realm, Version: 1, Issued: now, Expires: now.Add(n.valid)}, Roles: []policy.RoleKeys{
+		{Name: policy.RolePolicy, Threshold: 1}, {Name: policy.RoleGrant, Threshold: 1, Epoch: 1}, {Name: policy.RoleRoot, Threshold: 1}}}
+	if err := n.people.edit(&t); err != nil {
+		return err
+	}
+	private := map[policy.Role]crypto.Signer{}
 	for _, role := range []policy.Role{policy.RolePolicy, policy.RoleGrant, policy.RoleRoot} {
-		signer, err := newKey(scheme)
+		if holds, _ := t.Role(role); len(holds.Keys) > 0 {
+			continue
+		}
+		signer, err := newKey(policy.Scheme(n.scheme))
 		if err != nil {
-			return digest, err
+			return err
 		}
 		key, err := policy.NewKey(signer.Public())
+		if err == nil {
+			err = t.Give(role, key)
+		}
 		if err != nil {
-			return digest, err
+			return err
 		}
-		holds := policy.RoleKeys{Name: role, Keys: []policy.KeyID{key.ID}, Threshold: 1}
-		if role == policy.RoleGrant {
-			holds.Epoch = 1
-		}
-		t.Keys, t.Roles = append(t.Keys, key), append(t.Roles, holds)
-		if private[keyFile(role)], err = encodeKey(signer); err != nil {
-			return digest, err
-		}
-		if role == policy.RoleRoot { // the last: the document is complete
-			envelope = policy.Envelope{Type: policy.TypeTrust, Payload: t.Encode()}
-			if err := envelope.Sign(signer); err != nil {
-				return digest, err
-			}
+		private[role] = signer
+	}
+	envelope := policy.Envelope{Type: policy.TypeTrust, Payload: t.Encode()}
+	if _, err := policy.ParseDocument(envelope.Type, envelope.Payload); err != nil {
+		return err
+	}
+	if root := private[policy.RoleRoot]; root != nil {
+		if err := envelope.Sign(root); err != nil {
+			return err
 		}
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return digest, err
+	if err := n.write(envelope, private); err != nil {
+		return err
+	}
+	trust := filepath.Join(n.dir, agent.Trust.File())
+	fmt.Fprintf(c.OutOrStdout(), "Realm %s is in %s. Its trust document is %s.\n", n.realm, n.dir, envelope.Digest())
+	if private[policy.RoleRoot] == nil {
+		root, _ := t.Role(policy.RoleRoot)
+		fmt.Fprintf(c.OutOrStdout(), "It is not signed yet. %d of its root keys sign it, in turn:\n  jitgate sign --ssh-key KEY %s -o %[2]s\nThen, ", root.Threshold, trust)
+	} else {
+		fmt.Fprint(c.OutOrStdout(), "Keep root.key offline. ")
+	}
+	fmt.Fprintf(c.OutOrStdout(), "on each host, as root:\n  jitgate trust install --pin %s %s\n", envelope.Digest(), trust)
+	return nil
+}
+
+// write makes the realm's files, and never one that is there.
+func (n newRealm) write(trust policy.Envelope, private map[policy.Role]crypto.Signer) error {
+	if err := os.MkdirAll(n.dir, 0o700); err != nil {
+		return err
 	}
 	for _, role := range []policy.Role{policy.RoleRoot, policy.RolePolicy, policy.RoleGrant} {
-		path := filepath.Join(dir, keyFile(role))
-		if err := createFile(path, private[keyFile(role)], 0o600); err != nil {
-			if errors.Is(err, fs.ErrExist) {
-				return digest, fmt.Errorf("%s is there already: a realm is never overwritten, choose another --out", path)
-			}
-			return digest, err
+		if private[role] == nil {
+			continue
+		}
+		text, err := encodeKey(private[role])
+		if err != nil {
+			return err
+		}
+		if err := createNew(filepath.Join(n.dir, keyFile(role)), text, 0o600); err != nil {
+			return err
 		}
 	}
-	return envelope.Digest(), createFile(filepath.Join(dir, agent.Trust.File()), envelope.Encode(), 0o644)
+	return createNew(filepath.Join(n.dir, agent.Trust.File()), trust.Encode(), 0o644)
+}
+
+func createNew(path string, content []byte, mode os.FileMode) error {
+	err := createFile(path, content, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s is there already: a realm is never overwritten, choose another --out", path)
+	}
+	return err
 }
 
 func newTrustInstall() *cobra.Command {

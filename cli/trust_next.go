@@ -42,7 +42,7 @@ too, because the thief may have signed the largest version.`,
 			return r.run(c, args[0])
 		},
 	}
-	c.Flags().StringArrayVar(&r.remove, "remove", nil, "ROLE=KEY: take a role from a key, named by its id or how that begins")
+	c.Flags().StringArrayVar(&r.remove, "remove", nil, "ROLE=KEY: take a role from a key: its name, its id, or how that begins")
 	c.Flags().StringArrayVar(&r.add, "add", nil, "ROLE=FILE: give a role to a public key in PEM, or in a .pub file of ssh-keygen")
 	c.Flags().StringArrayVar(&r.threshold, "threshold", nil, "ROLE=N: how many different keys must sign")
 	c.Flags().StringArrayVar(&r.restart, "restart", nil, "policy or grant: raise the role's epoch, so that its versions begin anew")

@@ -79,8 +79,8 @@ func (t *Trust) Restart(name Role) error {
 	return nil
 }
 
-// Find returns the key of a role whose id is, or begins with, what was typed,
-// with "sha256:" or without. It refuses what fits several.
+// Find returns the key of a role whose name is what was typed, or whose id is
+// or begins with it, with "sha256:" or without. It refuses what fits several.
 func (t Trust) Find(name Role, typed string) (KeyID, error) {
 	r, err := t.role(name)
 	if err != nil {
@@ -89,7 +89,8 @@ func (t Trust) Find(name Role, typed string) (KeyID, error) {
 	digits := strings.TrimPrefix(typed, "sha256:")
 	var found []KeyID
 	for _, id := range r.Keys {
-		if digits != "" && strings.HasPrefix(strings.TrimPrefix(string(id), "sha256:"), digits) {
+		k, _ := t.key(id)
+		if typed != "" && k.Name == typed || digits != "" && strings.HasPrefix(strings.TrimPrefix(string(id), "sha256:"), digits) {
 			found = append(found, id)
 		}
 	}
@@ -99,7 +100,7 @@ func (t Trust) Find(name Role, typed string) (KeyID, error) {
 	case 0:
 		return "", fmt.Errorf("no key of role %s is %q", name, typed)
 	}
-	return "", fmt.Errorf("%d keys of role %s begin with %q: write more of it", len(found), name, typed)
+	return "", fmt.Errorf("%d keys of role %s are called %q or begin so: write more of the id", len(found), name, typed)
 }
 
 func (t *Trust) role(name Role) (*RoleKeys, error) {

@@ -92,6 +92,14 @@ func TestFind(t *testing.T) {
 	if got, err := d.Find(RolePolicy, "ab"); err == nil {
 		t.Errorf("found %q for what fits two", got)
 	}
+	d.Keys[len(d.Keys)-1].Name = "carol"
+	if got, err := d.Find(RolePolicy, "carol"); got != "sha256:ab2" || err != nil {
+		t.Errorf("found %q, %v", got, err)
+	}
+	d.Keys[len(d.Keys)-2].Name = "carol"
+	if got, err := d.Find(RolePolicy, "carol"); err == nil {
+		t.Errorf("found %q for a name of two", got)
+	}
 	if got, err := d.Find(RolePolicy, "ab2"); got != "sha256:ab2" || err != nil {
 		t.Errorf("found %q, %v", got, err)
 	}
