@@ -27,13 +27,13 @@ build: setup ## build bin/jitgate for this machine
 	$(GO_BUILD) -o bin/ .
 
 test: build ## run every test; as root this includes those on the real kernel
-	go test $(TESTFLAGS) ./...
+	go test -timeout 30m $(TESTFLAGS) ./...
 
 model: setup ## 100,000 random schedules of the agent against an oracle
 	JITGATE_SCHEDULES=100000 go test -count=1 -timeout 60m -v -run 'TestRandomSchedules$$' ./agent
 
 race: setup ## the tests under the race detector, but for e2e: those run the program itself
-	CGO_ENABLED=1 JITGATE_SCHEDULES=300 go test $(TESTFLAGS) -race $$(go list ./... | grep -v /e2e)
+	CGO_ENABLED=1 JITGATE_SCHEDULES=300 go test -timeout 30m $(TESTFLAGS) -race $$(go list ./... | grep -v /e2e)
 
 fuzz: setup ## fuzz every parser with FUZZTIME inputs (100000x), or so long (20s)
 	@./testdata/fuzz.sh $(FUZZTIME)
