@@ -105,11 +105,16 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// withoutHurry is how long an agent in tests waits for its inbox: their clocks
+// move by hand, and a machine under load is no file server that hangs.
+const withoutHurry = time.Minute
+
 // restart replaces the agent by a new one, as after kill -9. The kernel, the
 // disk and the record stay.
 func (w *world) restart() {
 	w.Agent = &Agent{Settings: w.Settings, Backend: w.fake, Audit: w.record, Log: hclog.NewNullLogger(), Machine: w.Machine,
 		Clock: Clock{Wall: func() time.Time { return w.wall }, Boot: func() firewall.BootTime { return w.boot }, BootID: "this boot"}}
+	w.inbox.patience = withoutHurry
 	w.Load()
 }
 

@@ -311,6 +311,7 @@ func (p *play) now() instant {
 func (p *play) begin() {
 	p.Agent = &Agent{Settings: p.Settings, Backend: p.backend, Audit: p.ledger, Log: hclog.NewNullLogger(), Machine: Machine{MachineID: fmt.Sprint("board ", p.board)},
 		Clock: Clock{Wall: func() time.Time { return p.now().wall }, Boot: func() firewall.BootTime { return p.boot }, BootID: p.now().name}}
+	p.inbox.patience = withoutHurry
 	p.Load()
 	p.oracle.start(p.now(), p.Settings.HostID, p.board)
 }
