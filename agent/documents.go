@@ -106,13 +106,15 @@ func restore(s policy.State, saved [kinds][]byte, f policy.Facts) documents {
 	if v, err := policy.OpenPinnedTrust(saved[Trust], s.Trust.Digest); err == nil {
 		d.trust, d.raw[Trust] = v.Document(), saved[Trust]
 	}
-	if v, err := policy.OpenPolicy(saved[Policy], d.trust); err == nil && v.Digest() == s.Policy.Digest && policy.MeantFor(v.Document().Host, f) == nil {
+	if v, err := policy.OpenPolicy(saved[Policy], d.trust); err == nil && v.Digest() == s.Policy.Digest &&
+		policy.CurrentEpoch(v.Document().Epoch, policy.RolePolicy, d.trust) == nil && policy.MeantFor(v.Document().Host, f) == nil {
 		d.policy, d.raw[Policy] = v.Document(), saved[Policy]
 	}
-	if v, err := policy.OpenGrants(saved[Grants], d.trust); err == nil && v.Digest() == s.Grants.Digest && policy.MeantFor(v.Document().Host, f) == nil {
+	if v, err := policy.OpenGrants(saved[Grants], d.trust); err == nil && v.Digest() == s.Grants.Digest &&
+		policy.CurrentEpoch(v.Document().Epoch, policy.RoleGrant, d.trust) == nil && policy.MeantFor(v.Document().Host, f) == nil {
 		d.grants, d.raw[Grants] = v.Document(), saved[Grants]
 	}
-	return d.reverify()
+	return d
 }
 
 // delivered reports whether raw is what is in force already.

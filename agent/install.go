@@ -100,10 +100,7 @@ func (a *Agent) settleInstall(ctx context.Context) {
 }
 
 func (s store) saveInstall(i installation) error {
-	if err := s.write(installFile, i, true); err != nil {
-		return err
-	}
-	return syncDir(s.dir)
+	return s.write(installFile, i, true)
 }
 
 // loadInstall returns what was saved: the zero installation if nothing was, or

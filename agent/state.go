@@ -146,6 +146,8 @@ func decodeState(text []byte, v any) error {
 }
 
 // write replaces a file by v as JSON, with the sum of that in its last line.
+// With flush that is durable, and so is every name given in the directory
+// before.
 func (s store) write(name string, v any, flush bool) error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
@@ -154,7 +156,10 @@ func (s store) write(name string, v any, flush bool) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(s.dir, name, withSum(text), flush)
+	if err := writeFile(s.dir, name, withSum(text), flush); err != nil || !flush {
+		return err
+	}
+	return syncDir(s.dir)
 }
 
 // sumLine is the last name in a file of the state directory: the SHA-256 of the
@@ -215,10 +220,7 @@ func (s store) save(m mark, documents [kinds][]byte, changed [kinds]bool, former
 			return err
 		}
 	}
-	if err := s.write(markFile, m, true); err != nil {
-		return err
-	}
-	return syncDir(s.dir)
+	return s.write(markFile, m, true)
 }
 
 // savedHorizon is a horizon with the boot whose clock it is on, and how far
@@ -282,10 +284,7 @@ func (s store) loadHorizon(bootID string) (horizon, error) {
 
 // saveStanding makes the mode durable.
 func (s store) saveStanding(m standing) error {
-	if err := s.write(modeFile, m, true); err != nil {
-		return err
-	}
-	return syncDir(s.dir)
+	return s.write(modeFile, m, true)
 }
 
 // loadStanding returns the mode as commands left it: the zero standing if none
