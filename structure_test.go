@@ -28,9 +28,9 @@ const module = "github.com/jitgate/jitgate"
 // module, by path below it. A new package is given its place here.
 var mayImport = map[string][]string{
 	"":                {"cli"},
-	"cli":             {"agent", "armor", "audit", "client", "cloud", "doctor", "fetch", "firewall", "policy"},
+	"cli":             {"agent", "armor", "audit", "client", "cloud", "doctor", "fetch", "firewall", "policy", "uplink"},
 	"agent":           {"audit", "firewall", "firewall/nft", "firewall/winfw", "policy"},
-	"fetch":           {"policy"},
+	"fetch":           {"policy", "uplink"},
 	"client":          {"policy"},
 	"cloud":           {"policy"},
 	"policy":          {},
@@ -41,8 +41,22 @@ var mayImport = map[string][]string{
 	"firewall/nft":    {"firewall"},
 	"firewall/winfw":  {"firewall"},
 	"firewall/fwtest": {"firewall"},
-	"e2e":             {},
-	"bench":           {"agent", "audit", "firewall", "firewall/nft", "policy"},
+	"uplink":          {"policy"},
+	"control":         {"policy", "uplink"},
+
+	"control/agents":          {"control", "policy", "uplink"},
+	"control/api":             {"control", "control/identity", "policy"},
+	"control/azure":           {"control"},
+	"control/identity":        {"control"},
+	"control/signer":          {"policy"},
+	"control/signer/keyvault": {},
+	"control/store":           {"control", "policy"},
+	"control/store/storetest": {"control", "control/store", "policy"},
+	"control/web":             {},
+	"cmd/jitgate-control":     {"cli", "control", "control/agents", "control/api", "control/azure", "control/identity", "control/signer", "control/signer/keyvault", "control/store", "control/web", "policy"},
+
+	"e2e":   {},
+	"bench": {"agent", "audit", "firewall", "firewall/nft", "policy"},
 }
 
 // listed is what go list says of a package.

@@ -1,0 +1,120 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/jitgate/jitgate/policy"
+)
+
+// Store keeps what the control plane knows. control/store has the two that
+// exist, on SQLite and on PostgreSQL; storetest is what both pass.
+type Store interface {
+	// View runs f on one consistent state.
+	View(ctx context.Context, f func(Tx) error) error
+	// Update runs f and makes what it wrote durable, all of it or, where f or
+	// the commit fails, nothing. One Update runs at a time, over all replicas,
+	// so f decides on what is there. An error of the commit itself may leave
+	// open whether it happened; it is an *Error of kind Unavailable.
+	Update(ctx context.Context, f func(Tx) error) error
+	// Changed returns a channel that gets a value after documents or activity
+	// were committed, here or by another replica. It is a hint: values may come
+	// for nothing, and one may stand for many. It ends with ctx.
+	Changed(ctx context.Context) <-chan struct{}
+	// Ping reports whether the store answers.
+	Ping(ctx context.Context) error
+	Close() error
+}
+
+// Tx is a transaction. What is not there is ErrNotFound. Ids are compared by
+// Key. What a Tx returns belongs to the caller.
+type Tx interface {
+	Policy(PolicyID) (Policy, error)
+	// Policies are in the order of their Key.
+	Policies(f PolicyFilter, after string, limit int) ([]Policy, error)
+	PoliciesOf(VMID) ([]Policy, error)
+	PutPolicy(Policy) error
+	DeletePolicy(PolicyID) error
+
+	Request(id string) (Request, error)
+	Requests(RequestFilter) ([]Request, error)
+	PutRequest(Request) error
+
+	Document(vm string, t policy.Type) (Document, error)
+	// DocumentsAfter are those with a higher Seq, in its order.
+	DocumentsAfter(seq uint64, limit int) ([]Document, error)
+	PutDocument(Document) error
+	// GrantsDue are the grants documents of machines with open requests that
+	// were issued before t.
+	GrantsDue(t time.Time, limit int) ([]Document, error)
+
+	PendingPolicy(VMID) (PendingPolicy, error)
+	PendingPolicies() ([]PendingPolicy, error)
+	PutPendingPolicy(PendingPolicy) error
+	DeletePendingPolicy(VMID) error
+
+	VM(VMID) (VM, error)
+	VMs(VMFilter) ([]VM, error) // Tab is not looked at; in the order of their Key
+	PutVM(VM) error             // but for Agent.LastSeen, which only rises
+	DeleteVM(VMID) error
+	// Seen notes when agents were last heard of, by Key of the machine.
+	Seen(map[string]time.Time) error
+
+	Join(hash string) (Join, error)
+	Joins() ([]Join, error)
+	PutJoin(Join) error
+
+	// AgentHead is the newest line kept of a machine's record; zero: none.
+	AgentHead(vm VMID) (Head, error)
+	AppendAgentEvents(vm VMID, events []AgentEvent) error
+	AgentEvents(vm VMID, after uint64, limit int) ([]AgentEvent, error)
+
+	// AppendActivity sets Seq.
+	AppendActivity(...Activity) error
+	Activity(ActivityFilter) ([]Activity, error)
+
+	ScopeSettings() ([]ScopeSetting, error)
+	PutScopeSetting(ScopeSetting) error
+
+	Token(hash string) (Token, error)
+	Tokens() ([]Token, error)
+	PutToken(Token) error
+	Roles() ([]Role, error) // those defined here, without the built-in ones
+	PutRole(Role) error
+	DeleteRole(name string) error
+	// Assignments of these principals; of all where there is none.
+	Assignments(principals ...string) ([]Assignment, error)
+	PutAssignment(Assignment) error
+	DeleteAssignment(Assignment) error
+
+	// Answer is what was answered to a call with this idempotency key.
+	Answer(key string) (Answer, error)
+	PutAnswer(Answer) error // forgets answers older than a day
+
+	// Meta is a small named value, such as a replica-wide secret.
+	Meta(name string) ([]byte, error)
+	PutMeta(name string, value []byte) error
+}
+
+// Token is a local bearer token as the store keeps it.
+type Token struct {
+	Hash      string    `json:"hash"` // SHA-256 of the token, hexadecimal
+	ID        string    `json:"id"`   // for people: the first digits of Hash
+	Principal string    `json:"principal"`
+	Name      string    `json:"name"` // of the principal
+	Note      string    `json:"note,omitempty"`
+	Role      string    `json:"role,omitempty"`  // bounds the token; empty: all its owner may
+	Scope     Scope     `json:"scope,omitempty"` // bounds the token; empty: Everywhere
+	Created   time.Time `json:"created"`
+	Expires   time.Time `json:"expires"`
+	Revoked   bool      `json:"revoked,omitempty"`
+}
+
+// Answer is what was answered to a call with an idempotency key.
+type Answer struct {
+	Key    string    `json:"key"`    // of the caller and the call
+	Digest string    `json:"digest"` // of the call's body: the same key with another body is refused
+	Status int       `json:"status"`
+	Body   []byte    `json:"body"`
+	Time   time.Time `json:"time"`
+}
