@@ -1,0 +1,6 @@
+//go:build !linux && !windows
+
+package store
+
+// checkLocal cannot tell here.
+func checkLocal(string) error { return nil }

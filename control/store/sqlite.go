@@ -1,0 +1,159 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// sqliteEngine is a file that this process alone has open: one connection
+// that writes, and some that read beside it.
+type sqliteEngine struct {
+	readers, writers *sql.DB
+	unlock           func()
+}
+
+// readersAtMost bounds the connections that read. A reader costs memory, and
+// more of them than processors answer no sooner.
+const readersAtMost = 8
+
+func openSQLite(ctx context.Context, path string) (_ *sqliteEngine, err error) {
+	path, err = realPath(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkLocal(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	e := &sqliteEngine{}
+	if e.unlock, err = lockFile(path + ".lock"); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
+	// SQLite gives its other files the permissions of this one.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
+	if e.writers, err = openFile(path, "_txlock=immediate"); err != nil {
+		return nil, err
+	}
+	e.writers.SetMaxOpenConns(1)
+	e.writers.SetMaxIdleConns(1)
+	if err := checkDurable(ctx, e.writers); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if e.readers, err = openFile(path, "_pragma=query_only(1)"); err != nil {
+		return nil, err
+	}
+	e.readers.SetMaxOpenConns(readersAtMost)
+	e.readers.SetMaxIdleConns(readersAtMost)
+	return e, nil
+}
+
+// realPath is the file's own path: one file has one lock, by whichever name.
+func realPath(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real, nil
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	return filepath.Join(dir, filepath.Base(path)), err
+}
+
+// openFile makes a pool of connections to a file. Every connection is durable
+// to the last commit (FULL, which syncs the log each time) and waits for a lock.
+func openFile(path string, more ...string) (*sql.DB, error) {
+	// A drive letter comes after a slash too.
+	u := url.URL{Scheme: "file", Path: "/" + strings.TrimPrefix(filepath.ToSlash(path), "/")}
+	u.RawQuery = strings.Join(append([]string{
+		"_pragma=busy_timeout(10000)", "_pragma=journal_mode(wal)", "_pragma=synchronous(full)", "_pragma=foreign_keys(1)"}, more...), "&")
+	return sql.Open("sqlite", u.String())
+}
+
+// checkDurable refuses a database that would not keep what it acknowledges.
+func checkDurable(ctx context.Context, db *sql.DB) error {
+	var journal string
+	var synchronous int
+	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&journal); err != nil {
+		return fmt.Errorf("is it a database of SQLite's? %w", err)
+	}
+	if err := db.QueryRowContext(ctx, "PRAGMA synchronous").Scan(&synchronous); err != nil {
+		return err
+	}
+	if journal != "wal" || synchronous != 2 {
+		return fmt.Errorf("the database took journal_mode %s and synchronous %d, not wal and 2: is the disk one that can map files?", journal, synchronous)
+	}
+	return nil
+}
+
+func (e *sqliteEngine) name() string                            { return "sqlite" }
+func (e *sqliteEngine) query(q string) string                   { return q }
+func (e *sqliteEngine) ddl(q string) string                     { return q }
+func (e *sqliteEngine) contains(c string) string                { return "instr(" + c + ", ?) > 0" }
+func (e *sqliteEngine) bound() time.Duration                    { return 0 }
+func (e *sqliteEngine) begun(context.Context, *sql.Tx) error    { return nil }
+func (e *sqliteEngine) announce(context.Context, *sql.Tx) error { return nil }
+
+func (e *sqliteEngine) reader(ctx context.Context) (*sql.Conn, *sql.TxOptions, error) {
+	c, err := e.readers.Conn(ctx)
+	return c, &sql.TxOptions{ReadOnly: true}, err
+}
+
+// writer lends the one connection that writes: that is the queue of Updates.
+func (e *sqliteEngine) writer(ctx context.Context) (*sql.Conn, *sql.TxOptions, error) {
+	c, err := e.writers.Conn(ctx)
+	return c, &sql.TxOptions{}, err
+}
+
+func (e *sqliteEngine) ping(ctx context.Context) error {
+	var n int
+	return e.readers.QueryRowContext(ctx, "SELECT count(*) FROM counter").Scan(&n)
+}
+
+// passing: a full or failing disk, and a file somebody else holds a lock on.
+func (e *sqliteEngine) passing(err error) bool {
+	failure, ok := errors.AsType[*sqlite.Error](err)
+	if !ok {
+		return false
+	}
+	switch failure.Code() & 0xff {
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
+		sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY:
+		return true
+	}
+	return false
+}
+
+func (e *sqliteEngine) close() error {
+	var errs []error
+	// The one that writes goes last: it folds the log into the file.
+	for _, db := range []*sql.DB{e.readers, e.writers} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
+	}
+	e.unlock()
+	return errors.Join(errs...)
+}

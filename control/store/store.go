@@ -1,0 +1,265 @@
+// Package store keeps what the control plane knows, in SQLite or in
+// PostgreSQL. There is one schema and one text of every query; what the two
+// engines do differently is an engine: how a transaction begins, how a
+// placeholder looks, which failures pass by themselves.
+//
+// SQLite is one file and one process. PostgreSQL serves any number of
+// processes, which hear of each other's commits by NOTIFY.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/jitgate/jitgate/control"
+)
+
+// store is a control.Store on either engine.
+type store struct {
+	engine
+	wakers
+}
+
+// engine is what SQLite and PostgreSQL do differently.
+type engine interface {
+	dialect
+	// reader and writer lend a connection, and say how a transaction begins
+	// on it.
+	reader(context.Context) (*sql.Conn, *sql.TxOptions, error)
+	writer(context.Context) (*sql.Conn, *sql.TxOptions, error)
+	// begun is the first thing in an Update: until it returns, another may run.
+	begun(context.Context, *sql.Tx) error
+	// announce is the last thing in an Update that changed documents or
+	// activity: what other processes are to be told once it is committed.
+	announce(context.Context, *sql.Tx) error
+	// bound is the longest a transaction may take; zero is no bound.
+	bound() time.Duration
+	// passing reports whether an error says nothing against the call: the same
+	// call may work later.
+	passing(error) bool
+	ping(context.Context) error
+	close() error
+}
+
+// dialect is what the two engines spell differently.
+type dialect interface {
+	name() string // of the engine, as in the names of its migrations
+	// query spells a query of ours, which has ? for every argument.
+	query(string) string
+	// ddl spells the definition of a table.
+	ddl(string) string
+	// contains is a condition: a column has a string, an argument, in it.
+	contains(column string) string
+}
+
+// commitPatience is how long a commit may take. A commit is not broken off
+// with the call: nobody would know what became of it.
+const commitPatience = 20 * time.Second
+
+// Open opens the store that dsn names, a file's path (SQLite) or a
+// postgres:// URL, and brings its schema up to date. It waits a while for a
+// PostgreSQL that is not up yet.
+func Open(ctx context.Context, dsn string, log hclog.Logger) (control.Store, error) {
+	s, err := open(ctx, dsn, log)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Migrate brings the schema of the store that dsn names up to date.
+func Migrate(ctx context.Context, dsn string, log hclog.Logger) error {
+	s, err := open(ctx, dsn, log)
+	if err != nil {
+		return err
+	}
+	return s.Close()
+}
+
+func open(ctx context.Context, dsn string, log hclog.Logger) (_ *store, err error) {
+	s := &store{}
+	switch {
+	case isPostgres(dsn):
+		s.engine, err = openPostgres(ctx, dsn, log, &s.wakers)
+	case dsn == "" || strings.Contains(dsn, "://"):
+		return nil, fmt.Errorf("%q names no store: a file's path, or postgres://USER@HOST/DATABASE", dsn)
+	default:
+		s.engine, err = openSQLite(ctx, dsn)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.migrate(ctx, log); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func isPostgres(dsn string) bool {
+	return strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")
+}
+
+// Close ends what the store runs. Transactions that run are waited for.
+func (s *store) Close() error { return s.close() }
+
+// Ping reports whether the store answers.
+func (s *store) Ping(ctx context.Context) error {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	return s.judge(ctx, s.ping(ctx))
+}
+
+// View runs f on one consistent state.
+func (s *store) View(ctx context.Context, f func(control.Tx) error) error {
+	return s.transact(ctx, s.reader, func(ctx context.Context, x *sql.Tx) (changed bool, err error) {
+		return false, f(&tx{store: s, ctx: ctx, sql: x, readOnly: true})
+	})
+}
+
+// Update runs f and commits.
+func (s *store) Update(ctx context.Context, f func(control.Tx) error) error {
+	return s.transact(ctx, s.writer, func(ctx context.Context, x *sql.Tx) (changed bool, err error) {
+		if err := s.begun(ctx, x); err != nil {
+			return false, s.judge(ctx, err)
+		}
+		t := &tx{store: s, ctx: ctx, sql: x}
+		// What failed is not committed in part, whatever f made of its error.
+		if err := f(t); err != nil {
+			return false, err
+		}
+		if t.failed != nil {
+			return false, t.failed
+		}
+		if t.changed {
+			if err := s.announce(ctx, x); err != nil {
+				return false, s.judge(ctx, err)
+			}
+		}
+		return t.changed, nil
+	})
+}
+
+// transact runs f in a transaction and commits it. Where f fails or panics,
+// nothing of it stays.
+func (s *store) transact(ctx context.Context, lend func(context.Context) (*sql.Conn, *sql.TxOptions, error), f func(context.Context, *sql.Tx) (bool, error)) error {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	conn, options, err := lend(ctx)
+	if err != nil {
+		return s.judge(ctx, err)
+	}
+	defer conn.Close()
+
+	// The transaction has a context of its own: its statements end with the
+	// call, its commit does not.
+	whole, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	beginning := context.AfterFunc(ctx, end)
+	x, err := conn.BeginTx(whole, options)
+	if !beginning() && err == nil {
+		x.Rollback()
+		return s.judge(ctx, context.Cause(ctx))
+	}
+	if err != nil {
+		return s.judge(ctx, err)
+	}
+	defer x.Rollback() // after a commit, nothing
+
+	changed, err := f(ctx, x)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return s.judge(ctx, err)
+	}
+	late := time.AfterFunc(commitPatience, end)
+	defer late.Stop()
+	if err := x.Commit(); err != nil {
+		if options.ReadOnly {
+			return s.judge(ctx, err)
+		}
+		return unavailable(fmt.Errorf("commit, which may have happened: %w", err))
+	}
+	if changed {
+		s.wake()
+	}
+	return nil
+}
+
+// errBound is why a transaction that took too long was ended.
+var errBound = errors.New("the database took too long")
+
+// bounded gives a call without an end of its own the engine's.
+func (s *store) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.bound() == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, s.bound(), errBound)
+}
+
+// judge makes of an error of the engine's what callers can tell apart: the
+// caller's own end, what passes by itself, and what is wrong with us.
+func (s *store) judge(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled):
+		return fmt.Errorf("store: %w", context.Canceled)
+	case ctx.Err() != nil:
+		return unavailable(fmt.Errorf("%w: %w", context.Cause(ctx), err))
+	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone), s.passing(err):
+		return unavailable(err)
+	}
+	return fmt.Errorf("store: %w", err)
+}
+
+// unavailable says that the same call may work later.
+func unavailable(err error) error {
+	return fmt.Errorf("store: %w: %w", control.Refuse(control.Unavailable, "ServiceUnavailable", "The database does not answer. Try again."), err)
+}
+
+// wakers are the channels of those who wait for a change.
+type wakers struct {
+	mu  sync.Mutex
+	all map[chan struct{}]struct{}
+}
+
+// Changed returns a channel that gets a value after commits of documents or
+// activity, and is closed when ctx ends.
+func (w *wakers) Changed(ctx context.Context) <-chan struct{} {
+	c := make(chan struct{}, 1)
+	w.mu.Lock()
+	if w.all == nil {
+		w.all = map[chan struct{}]struct{}{}
+	}
+	w.all[c] = struct{}{}
+	w.mu.Unlock()
+	context.AfterFunc(ctx, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.all, c)
+		close(c)
+	})
+	return c
+}
+
+// wake gives each channel a value, where it has none waiting.
+func (w *wakers) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for c := range w.all {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}

@@ -1,0 +1,288 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// PostgresServer is a PostgreSQL of the tests' own, on a port of this machine
+// that stays the same over a restart. Nothing about it is faked but its
+// database being small.
+type PostgresServer struct {
+	bin, dir string
+	owner    *syscall.Credential // nil: this process's
+	port     int
+	settings []string
+	process  *os.Process
+	exited   chan struct{} // closed when process is no more
+	warden   io.Closer     // see ward
+	warded   *exec.Cmd
+}
+
+// patience is how long a server may take to start or to stop.
+const patience = time.Minute
+
+// databases numbers the databases made here.
+var databases atomic.Int64
+
+// shared starts the one server of this program, at the first use. It ends with
+// the program.
+var shared = sync.OnceValues(func() (*PostgresServer, error) { return startServer() })
+
+// Server starts a server that the test may stop and kill; it is gone when the
+// test ends. settings are lines of its configuration, such as "fsync=off".
+func Server(t testing.TB, settings ...string) *PostgresServer {
+	t.Helper()
+	s, err := startServer(settings...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.warden.Close()
+		s.warded.Wait()
+	})
+	return s
+}
+
+// NewDatabase makes an empty database and returns its URL. It sorts text as
+// English does, so that what relies on the order of bytes shows.
+func (s *PostgresServer) NewDatabase(t testing.TB) (dsn string) {
+	t.Helper()
+	name := fmt.Sprintf("test_%d", databases.Add(1))
+	s.Exec(t, "postgres", "CREATE DATABASE "+name+" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en'")
+	return s.DSN(name)
+}
+
+// DSN is the URL of a database.
+func (s *PostgresServer) DSN(database string) string {
+	return fmt.Sprintf(address, s.port, database)
+}
+
+// address is the URL of a database on a port.
+const address = "postgres://tester@127.0.0.1:%d/%s?sslmode=disable"
+
+// Exec runs a statement as the server's superuser.
+func (s *PostgresServer) Exec(t testing.TB, database, statement string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	c, err := pgx.Connect(ctx, s.DSN(database))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(ctx)
+	if _, err := c.Exec(ctx, statement); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+// Start starts the server again after Stop or Kill.
+func (s *PostgresServer) Start(t testing.TB) {
+	t.Helper()
+	if err := s.start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Stop shuts the server down in order, without waiting for its clients.
+func (s *PostgresServer) Stop(t testing.TB) { t.Helper(); s.end(t, syscall.SIGINT) }
+
+// Kill ends the server as a crash does.
+func (s *PostgresServer) Kill(t testing.TB) { t.Helper(); s.end(t, syscall.SIGKILL) }
+
+func (s *PostgresServer) end(t testing.TB, how syscall.Signal) {
+	t.Helper()
+	if err := s.process.Signal(how); err != nil {
+		t.Fatal(err)
+	}
+	<-s.exited
+}
+
+func startServer(settings ...string) (_ *PostgresServer, err error) {
+	s := &PostgresServer{settings: settings}
+	if s.bin, err = binaries(); err != nil {
+		return nil, err
+	}
+	if s.dir, err = os.MkdirTemp("", "jitgate-postgres-"); err != nil {
+		return nil, err
+	}
+	if err := s.own(); err != nil {
+		os.RemoveAll(s.dir)
+		return nil, err
+	}
+	if err := s.ward(); err != nil {
+		os.RemoveAll(s.dir)
+		return nil, err
+	}
+	initdb := s.command("initdb", "--no-sync", "--auth=trust", "--username=tester", "--encoding=UTF8", "--locale=C", "--pgdata", filepath.Join(s.dir, "data"))
+	if out, err := initdb.CombinedOutput(); err != nil {
+		s.warden.Close()
+		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
+	}
+	if err := s.start(); err != nil {
+		s.warden.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// binaries is the directory of PostgreSQL's programs: the newest of Debian's,
+// or that of the PATH.
+func binaries() (string, error) {
+	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
+	if err != nil {
+		return "", err
+	}
+	if len(found) > 0 {
+		version := func(path string) int { n, _ := strconv.Atoi(strings.Split(path, "/")[4]); return n }
+		return filepath.Dir(slices.MaxFunc(found, func(a, b string) int { return version(a) - version(b) })), nil
+	}
+	path, err := exec.LookPath("postgres")
+	if err != nil {
+		return "", errors.New("PostgreSQL is not installed, which these tests run against: make setup")
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return "", err
+	}
+	return filepath.Dir(path), nil
+}
+
+// own gives the directory to somebody PostgreSQL runs as: it refuses root.
+func (s *PostgresServer) own() error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	nobody, err := user.Lookup("nobody")
+	if err != nil {
+		return err
+	}
+	uid, err := strconv.ParseUint(nobody.Uid, 10, 32)
+	if err != nil {
+		return err
+	}
+	gid, err := strconv.ParseUint(nobody.Gid, 10, 32)
+	if err != nil {
+		return err
+	}
+	s.owner = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	return os.Chown(s.dir, int(uid), int(gid))
+}
+
+// command is a program that works for the server, in its directory.
+func (s *PostgresServer) command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(s.bin, name), args...)
+	cmd.Dir = s.dir
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
+	// Its own session: what is typed at the tests' terminal is not for it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.owner, Setsid: true}
+	return cmd
+}
+
+// wardScript waits for the end of its input, which is that of the test or of
+// the program, even of a killed one; then the server goes, with its files.
+const wardScript = `cat >/dev/null
+if pid=$(head -n 1 data/postmaster.pid 2>/dev/null); then
+	kill -QUIT "$pid" 2>/dev/null
+	while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+fi
+rm -rf "$PWD"`
+
+// ward sees to it that nothing is left behind.
+func (s *PostgresServer) ward() (err error) {
+	s.warded = s.command("sh", "-c", wardScript)
+	s.warded.Path, s.warded.Err = "/bin/sh", nil
+	if s.warden, err = s.warded.StdinPipe(); err != nil {
+		return err
+	}
+	return s.warded.Start()
+}
+
+// start starts the server and waits until it answers. A first start looks for
+// another port where somebody else was faster.
+func (s *PostgresServer) start() (err error) {
+	if s.port != 0 {
+		return s.startOn(s.port)
+	}
+	for range 3 {
+		port, err := freePort()
+		if err != nil {
+			return err
+		}
+		if err = s.startOn(port); err == nil {
+			s.port = port
+			return nil
+		}
+	}
+	return err
+}
+
+func (s *PostgresServer) startOn(port int) error {
+	args := []string{"-D", filepath.Join(s.dir, "data"), "-p", strconv.Itoa(port)}
+	for _, setting := range append([]string{
+		"listen_addresses=127.0.0.1", "unix_socket_directories=", "shared_buffers=16MB", "max_connections=100",
+		"wal_level=minimal", "max_wal_senders=0", "log_line_prefix=%m %p "}, s.settings...) {
+		args = append(args, "-c", setting)
+	}
+	process := s.command("postgres", args...)
+	log, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	process.Stdout, process.Stderr = log, log
+	if err := process.Start(); err != nil {
+		return err
+	}
+	exited := make(chan struct{})
+	go func() {
+		defer close(exited)
+		process.Wait() // whatever it says, it is over
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	url := fmt.Sprintf(address, port, "postgres")
+	for {
+		c, err := pgx.Connect(ctx, url)
+		if err == nil {
+			s.process, s.exited = process.Process, exited
+			return c.Close(ctx)
+		}
+		select {
+		case <-exited:
+		case <-ctx.Done():
+			process.Process.Kill()
+			<-exited
+		case <-time.After(20 * time.Millisecond):
+			continue
+		}
+		said, _ := os.ReadFile(log.Name())
+		return fmt.Errorf("the test's PostgreSQL does not start: %w\n%s", err, said)
+	}
+}
+
+// freePort finds a port nobody listens on.
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}

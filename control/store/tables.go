@@ -1,0 +1,511 @@
+package store
+
+import (
+	"database/sql"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jitgate/jitgate/control"
+	"github.com/jitgate/jitgate/policy"
+)
+
+// --- policies ---
+
+func (t *tx) Policy(id control.PolicyID) (control.Policy, error) {
+	return one[control.Policy](t, "SELECT doc FROM policy WHERE id = ?", id.Key())
+}
+
+func (t *tx) Policies(f control.PolicyFilter, after string, limit int) ([]control.Policy, error) {
+	var q selection
+	for _, part := range []struct{ column, value string }{{"sub", f.Subscription}, {"grp", f.Group}, {"location", f.Location}} {
+		if part.value != "" {
+			q.and(part.column+" = ?", fold(part.value))
+		}
+	}
+	if after != "" {
+		q.and("id > ?", fold(after))
+	}
+	return all[control.Policy](t, q.text("policy", "id", limit), q.args...)
+}
+
+func (t *tx) PoliciesOf(vm control.VMID) ([]control.Policy, error) {
+	return all[control.Policy](t, "SELECT doc FROM policy WHERE id IN (SELECT policy FROM policy_vm WHERE vm = ?) ORDER BY id", vm.Key())
+}
+
+func (t *tx) PutPolicy(p control.Policy) error {
+	id := p.ID.Key()
+	err := t.put(`INSERT INTO policy (id, sub, grp, location, doc) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT (id) DO UPDATE SET doc = excluded.doc`,
+		p, id, fold(p.ID.Subscription), fold(p.ID.Group), fold(p.ID.Location))
+	if err != nil {
+		return err
+	}
+	if _, err := t.exec("DELETE FROM policy_vm WHERE policy = ?", id); err != nil {
+		return err
+	}
+	for _, vm := range p.VMs {
+		if _, err := t.exec("INSERT INTO policy_vm (vm, policy) VALUES (?, ?) ON CONFLICT DO NOTHING", vm.ID.Key(), id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tx) DeletePolicy(id control.PolicyID) error {
+	return t.drop("DELETE FROM policy WHERE id = ?", id.Key())
+}
+
+// drop deletes what has to be there.
+func (t *tx) drop(query string, args ...any) error {
+	n, err := t.exec(query, args...)
+	if err == nil && n == 0 {
+		err = control.ErrNotFound
+	}
+	return err
+}
+
+// --- requests ---
+
+func (t *tx) Request(id string) (control.Request, error) {
+	return one[control.Request](t, "SELECT doc FROM request WHERE id = ?", fold(id))
+}
+
+func (t *tx) Requests(f control.RequestFilter) ([]control.Request, error) {
+	query, args := requests(f)
+	return all[control.Request](t, query, args...)
+}
+
+// requests is the query of a filter.
+func requests(f control.RequestFilter) (string, []any) {
+	var q selection
+	if f.Policy != nil {
+		q.and("policy = ?", f.Policy.Key())
+	}
+	if f.Principal != "" {
+		q.and("principal = ?", f.Principal)
+	}
+	if f.Open {
+		q.and("open = 1")
+	}
+	if !f.Since.IsZero() {
+		q.and("created >= ?", nanos(f.Since))
+	}
+	if f.Status != "" {
+		q.and("id IN (SELECT request FROM request_status WHERE status = ?)", string(f.Status))
+	}
+	// What is asked of a request's machines is asked of them alone, where the
+	// index is; what else is known of the request narrows that.
+	var vms selection
+	if f.VM != nil {
+		vms.and("vm = ?", f.VM.Key())
+	}
+	vms.below("vm", f.Scope)
+	if len(vms.where) > 0 {
+		if f.Open {
+			vms.and("open = 1")
+		}
+		if !f.Since.IsZero() {
+			vms.and("created >= ?", nanos(f.Since))
+		}
+		q.and("id IN (SELECT request FROM request_vm"+vms.conditions()+")", vms.args...)
+	}
+	order := "id"
+	if f.Newest {
+		order = "id DESC"
+	}
+	if f.After != "" && f.Newest {
+		q.and("id < ?", fold(f.After))
+	} else if f.After != "" {
+		q.and("id > ?", fold(f.After))
+	}
+	return q.text("request", order, f.Limit), q.args
+}
+
+func (t *tx) PutRequest(r control.Request) error {
+	id, created, open := fold(r.ID), nanos(r.Start), flag(r.Open())
+	err := t.put(`INSERT INTO request (id, policy, principal, created, open, doc) VALUES (?, ?, ?, ?, ?, ?)
+		ON CONFLICT (id) DO UPDATE SET policy = excluded.policy, principal = excluded.principal, created = excluded.created, open = excluded.open, doc = excluded.doc`,
+		r, id, r.Policy.Key(), r.Principal, created, open)
+	if err != nil {
+		return err
+	}
+	for _, query := range []string{"DELETE FROM request_vm WHERE request = ?", "DELETE FROM request_status WHERE request = ?"} {
+		if _, err := t.exec(query, id); err != nil {
+			return err
+		}
+	}
+	for _, vm := range r.VMs {
+		_, err := t.exec("INSERT INTO request_vm (vm, request, created, open) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", vm.ID.Key(), id, created, open)
+		if err != nil {
+			return err
+		}
+		for _, p := range vm.Ports {
+			_, err := t.exec("INSERT INTO request_status (status, request) VALUES (?, ?) ON CONFLICT DO NOTHING", string(p.Status), id)
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// --- documents ---
+
+func (t *tx) Document(vm string, kind policy.Type) (control.Document, error) {
+	return one[control.Document](t, "SELECT doc FROM document WHERE vm = ? AND type = ?", fold(vm), string(kind))
+}
+
+// documentsAfter is what replicas ask again and again.
+const documentsAfter = "SELECT doc FROM document WHERE seq > ? ORDER BY seq"
+
+func (t *tx) DocumentsAfter(seq uint64, limit int) ([]control.Document, error) {
+	return all[control.Document](t, documentsAfter+limited(limit), number(seq))
+}
+
+func (t *tx) PutDocument(d control.Document) (err error) {
+	d.VM = fold(d.VM)
+	if d.Seq, err = t.next("document", 1); err != nil {
+		return err
+	}
+	t.changed = true
+	return t.put(`INSERT INTO document (vm, type, seq, issued, doc) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT (vm, type) DO UPDATE SET seq = excluded.seq, issued = excluded.issued, doc = excluded.doc`,
+		d, d.VM, string(d.Type), number(d.Seq), nanos(d.Issued))
+}
+
+func (t *tx) GrantsDue(before time.Time, limit int) ([]control.Document, error) {
+	return all[control.Document](t, `SELECT doc FROM document WHERE type = ? AND issued < ?
+		AND EXISTS (SELECT 1 FROM request_vm WHERE request_vm.vm = document.vm AND request_vm.open = 1)
+		ORDER BY issued, vm`+limited(limit), string(policy.TypeGrants), nanos(before))
+}
+
+func (t *tx) PendingPolicy(vm control.VMID) (control.PendingPolicy, error) {
+	return one[control.PendingPolicy](t, "SELECT doc FROM pending_policy WHERE vm = ?", vm.Key())
+}
+
+func (t *tx) PendingPolicies() ([]control.PendingPolicy, error) {
+	return all[control.PendingPolicy](t, "SELECT doc FROM pending_policy ORDER BY vm")
+}
+
+func (t *tx) PutPendingPolicy(p control.PendingPolicy) error {
+	return t.put("INSERT INTO pending_policy (vm, doc) VALUES (?, ?) ON CONFLICT (vm) DO UPDATE SET doc = excluded.doc", p, p.VM.Key())
+}
+
+func (t *tx) DeletePendingPolicy(vm control.VMID) error {
+	return t.drop("DELETE FROM pending_policy WHERE vm = ?", vm.Key())
+}
+
+// --- machines ---
+
+func (t *tx) VM(id control.VMID) (control.VM, error) {
+	list, err := t.vms("SELECT seen, doc FROM vm WHERE id = ?", id.Key())
+	if err != nil || len(list) == 0 {
+		if err == nil {
+			err = control.ErrNotFound
+		}
+		return control.VM{}, err
+	}
+	return list[0], nil
+}
+
+func (t *tx) VMs(f control.VMFilter) ([]control.VM, error) {
+	query, args := t.store.machines(f)
+	return t.vms(query, args...)
+}
+
+// machines is the query of a filter.
+func (s *store) machines(f control.VMFilter) (string, []any) {
+	var q selection
+	q.below("id", f.Scope)
+	if f.Search != "" {
+		q.and(s.contains("id"), fold(f.Search))
+	}
+	if f.After != "" {
+		q.and("id > ?", fold(f.After))
+	}
+	return "SELECT seen, doc FROM vm" + q.conditions() + " ORDER BY id" + limited(f.Limit), q.args
+}
+
+// vms puts when an agent was last heard of back into its machine.
+func (t *tx) vms(query string, args ...any) ([]control.VM, error) {
+	var list []control.VM
+	err := t.read(func(rows *sql.Rows) error {
+		var seen int64
+		var doc string
+		if err := rows.Scan(&seen, &doc); err != nil {
+			return t.store.judge(t.ctx, err)
+		}
+		var vm control.VM
+		if err := decode(doc, &vm); err != nil {
+			return err
+		}
+		if last := time.Unix(0, seen).UTC(); vm.Agent != nil && seen > nanos(time.Time{}) {
+			vm.Agent.LastSeen = last
+		}
+		list = append(list, vm)
+		return nil
+	}, query, args...)
+	return list, err
+}
+
+func (t *tx) PutVM(vm control.VM) error {
+	seen := nanos(time.Time{})
+	if vm.Agent != nil {
+		agent := *vm.Agent
+		seen = nanos(agent.LastSeen)
+		agent.LastSeen = time.Time{}
+		vm.Agent = &agent
+	}
+	return t.put(`INSERT INTO vm (id, seen, doc) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE
+		SET seen = CASE WHEN vm.seen > excluded.seen THEN vm.seen ELSE excluded.seen END, doc = excluded.doc`,
+		vm, vm.ID.Key(), seen)
+}
+
+func (t *tx) DeleteVM(id control.VMID) error {
+	return t.drop("DELETE FROM vm WHERE id = ?", id.Key())
+}
+
+func (t *tx) Seen(at map[string]time.Time) error {
+	for keys := range slices.Chunk(slices.Sorted(maps.Keys(at)), chunk) {
+		var args []any
+		for _, key := range keys {
+			args = append(args, fold(key), nanos(at[key]))
+		}
+		_, err := t.exec(`WITH heard (id, seen) AS (VALUES `+tuples(len(keys), "(CAST(? AS TEXT), CAST(? AS BIGINT))")+`)
+			UPDATE vm SET seen = heard.seen FROM heard WHERE vm.id = heard.id AND vm.seen < heard.seen`, args...)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// --- agents ---
+
+func (t *tx) Join(hash string) (control.Join, error) {
+	return one[control.Join](t, "SELECT doc FROM join_token WHERE hash = ?", hash)
+}
+
+func (t *tx) Joins() ([]control.Join, error) {
+	return all[control.Join](t, "SELECT doc FROM join_token ORDER BY created, hash")
+}
+
+func (t *tx) PutJoin(j control.Join) error {
+	return t.put("INSERT INTO join_token (hash, created, doc) VALUES (?, ?, ?) ON CONFLICT (hash) DO UPDATE SET created = excluded.created, doc = excluded.doc",
+		j, j.Hash, nanos(j.Created))
+}
+
+func (t *tx) AgentHead(vm control.VMID) (h control.Head, err error) {
+	err = t.read(func(rows *sql.Rows) error { return rows.Scan(&h.Seq, &h.Hash) },
+		"SELECT seq, hash FROM agent_event WHERE vm = ? ORDER BY seq DESC LIMIT 1", vm.Key())
+	return h, err
+}
+
+// AppendAgentEvents refuses a number that is there already: a record is not
+// written twice.
+func (t *tx) AppendAgentEvents(vm control.VMID, events []control.AgentEvent) error {
+	for some := range slices.Chunk(events, chunk) {
+		var args []any
+		for _, e := range some {
+			doc, err := encode(e)
+			if err != nil {
+				t.failed = err
+				return err
+			}
+			args = append(args, vm.Key(), number(e.Seq), e.Hash, doc)
+		}
+		n, err := t.exec("INSERT INTO agent_event (vm, seq, hash, doc) VALUES "+tuples(len(some), "(?, ?, ?, ?)")+" ON CONFLICT DO NOTHING", args...)
+		if err != nil {
+			return err
+		}
+		if n != len(some) {
+			t.failed = control.Refuse(control.Conflict, "AgentEventKept", "The record of %s has one of these lines already.", vm)
+			return t.failed
+		}
+	}
+	return nil
+}
+
+func (t *tx) AgentEvents(vm control.VMID, after uint64, limit int) ([]control.AgentEvent, error) {
+	return all[control.AgentEvent](t, "SELECT doc FROM agent_event WHERE vm = ? AND seq > ? ORDER BY seq"+limited(limit), vm.Key(), number(after))
+}
+
+// --- activity ---
+
+func (t *tx) AppendActivity(lines ...control.Activity) error {
+	if len(lines) == 0 {
+		return nil
+	}
+	first, err := t.next("activity", len(lines))
+	if err != nil {
+		return err
+	}
+	t.changed = true
+	for i, a := range lines {
+		a.Seq = first + uint64(i)
+		scope := fold(string(a.Scope))
+		err := t.put("INSERT INTO activity (seq, ts, sub, grp, scope, event, actor, doc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+			a, number(a.Seq), nanos(a.Time), ancestor(scope, subscriptionDepth), ancestor(scope, groupDepth), scope, a.Event, a.Actor)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// The slashes in the id of a subscription, and of a resource group.
+const (
+	subscriptionDepth = 2
+	groupDepth        = 4
+)
+
+// ancestor is the scope of that depth that a scope is in; empty: it is in none.
+func ancestor(scope string, depth int) string {
+	for i, c := range scope {
+		if c != '/' {
+			continue
+		}
+		if depth == 0 {
+			return scope[:i]
+		}
+		depth--
+	}
+	if depth == 0 {
+		return scope
+	}
+	return ""
+}
+
+func (t *tx) Activity(f control.ActivityFilter) ([]control.Activity, error) {
+	query, args := activity(f)
+	return all[control.Activity](t, query, args...)
+}
+
+// activity is the query of a filter. A subscription and a group have a column
+// each, which an index has in the order of seq; below other scopes is nothing.
+func activity(f control.ActivityFilter) (string, []any) {
+	var q selection
+	scope := fold(string(f.Scope))
+	switch depth := strings.Count(scope, "/"); {
+	case scope == "" || scope == string(control.Everywhere):
+	case depth == subscriptionDepth:
+		q.and("sub = ?", scope)
+	case depth == groupDepth:
+		q.and("grp = ?", scope)
+	default:
+		q.and("scope = ?", scope)
+	}
+	if f.Event != "" {
+		q.and("event = ?", f.Event)
+	}
+	if f.Actor != "" {
+		q.and("actor = ?", f.Actor)
+	}
+	if !f.From.IsZero() {
+		q.and("ts >= ?", nanos(f.From))
+	}
+	if !f.To.IsZero() {
+		q.and("ts < ?", nanos(f.To))
+	}
+	order := "seq"
+	if f.Newest {
+		order = "seq DESC"
+	}
+	if f.After > 0 && f.Newest {
+		q.and("seq < ?", number(f.After))
+	} else if f.After > 0 {
+		q.and("seq > ?", number(f.After))
+	}
+	return q.text("activity", order, f.Limit), q.args
+}
+
+// --- who may what ---
+
+func (t *tx) ScopeSettings() ([]control.ScopeSetting, error) {
+	return all[control.ScopeSetting](t, "SELECT doc FROM scope_setting ORDER BY scope")
+}
+
+func (t *tx) PutScopeSetting(s control.ScopeSetting) error {
+	return t.put("INSERT INTO scope_setting (scope, doc) VALUES (?, ?) ON CONFLICT (scope) DO UPDATE SET doc = excluded.doc", s, fold(string(s.Scope)))
+}
+
+func (t *tx) Token(hash string) (control.Token, error) {
+	return one[control.Token](t, "SELECT doc FROM token WHERE hash = ?", hash)
+}
+
+func (t *tx) Tokens() ([]control.Token, error) {
+	return all[control.Token](t, "SELECT doc FROM token ORDER BY created, hash")
+}
+
+func (t *tx) PutToken(k control.Token) error {
+	return t.put("INSERT INTO token (hash, created, doc) VALUES (?, ?, ?) ON CONFLICT (hash) DO UPDATE SET created = excluded.created, doc = excluded.doc",
+		k, k.Hash, nanos(k.Created))
+}
+
+func (t *tx) Roles() ([]control.Role, error) {
+	return all[control.Role](t, "SELECT doc FROM role ORDER BY name")
+}
+
+func (t *tx) PutRole(r control.Role) error {
+	return t.put("INSERT INTO role (name, doc) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET doc = excluded.doc", r, fold(r.Name))
+}
+
+func (t *tx) DeleteRole(name string) error {
+	return t.drop("DELETE FROM role WHERE name = ?", fold(name))
+}
+
+func (t *tx) Assignments(principals ...string) ([]control.Assignment, error) {
+	const query, order = "SELECT doc FROM assignment", " ORDER BY principal, role, scope"
+	if len(principals) == 0 {
+		return all[control.Assignment](t, query+order)
+	}
+	var list []control.Assignment
+	principals = slices.Compact(slices.Sorted(slices.Values(principals)))
+	for some := range slices.Chunk(principals, chunk) {
+		var args []any
+		for _, p := range some {
+			args = append(args, p)
+		}
+		found, err := all[control.Assignment](t, query+" WHERE principal IN ("+tuples(len(some), "?")+")"+order, args...)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, found...)
+	}
+	return list, nil
+}
+
+func (t *tx) PutAssignment(a control.Assignment) error {
+	return t.put("INSERT INTO assignment (principal, role, scope, doc) VALUES (?, ?, ?, ?) ON CONFLICT (principal, role, scope) DO UPDATE SET doc = excluded.doc",
+		a, a.Principal, fold(a.Role), fold(string(a.Scope)))
+}
+
+func (t *tx) DeleteAssignment(a control.Assignment) error {
+	return t.drop("DELETE FROM assignment WHERE principal = ? AND role = ? AND scope = ?", a.Principal, fold(a.Role), fold(string(a.Scope)))
+}
+
+// --- the rest ---
+
+func (t *tx) Answer(key string) (control.Answer, error) {
+	return one[control.Answer](t, "SELECT doc FROM answer WHERE id = ?", key)
+}
+
+// answersKept is how long an answer is kept.
+const answersKept = 24 * time.Hour
+
+func (t *tx) PutAnswer(a control.Answer) error {
+	if _, err := t.exec("DELETE FROM answer WHERE ts < ?", nanos(a.Time.Add(-answersKept))); err != nil {
+		return err
+	}
+	return t.put("INSERT INTO answer (id, ts, doc) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET ts = excluded.ts, doc = excluded.doc", a, a.Key, nanos(a.Time))
+}
+
+func (t *tx) Meta(name string) ([]byte, error) {
+	return one[[]byte](t, "SELECT doc FROM meta WHERE name = ?", name)
+}
+
+func (t *tx) PutMeta(name string, value []byte) error {
+	return t.put("INSERT INTO meta (name, doc) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET doc = excluded.doc", value, name)
+}
