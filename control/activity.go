@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"strings"
 	"time"
 )
 
@@ -36,6 +37,60 @@ type ActivityFilter struct {
 	Newest   bool      // newest first
 	After    uint64    // Seq of the last line of the page before
 	Limit    int       // 0: no limit
+}
+
+// How a line ends.
+const (
+	statusSucceeded = "Succeeded"
+	statusFailed    = "Failed"
+)
+
+// line begins a line of the log about what a caller does.
+func (c Caller) line(event string, a Action, s Scope, reason string) Activity {
+	return Activity{
+		Event: event, Operation: string(a), Status: statusSucceeded,
+		Actor: c.Name, Principal: c.ID, Call: c.Request, Address: address(c), Scope: s, Reason: reason,
+	}
+}
+
+// address is the caller's, if known.
+func address(c Caller) string {
+	if !c.Address.IsValid() {
+		return ""
+	}
+	return c.Address.String()
+}
+
+// change runs f in one transaction with its line in the log. Where f refuses,
+// nothing but the refusal is recorded: who tried is as telling as who did.
+func (e *Engine) change(ctx context.Context, c Caller, l Activity, f func(Tx) error) error {
+	l.Time = e.Now()
+	l.VM = vmOf(l.Scope)
+	err := e.Store.Update(ctx, func(tx Tx) error {
+		if err := f(tx); err != nil {
+			return err
+		}
+		return tx.AppendActivity(l)
+	})
+	refusal := AsError(err)
+	if refusal == nil || refusal.Kind == Unavailable {
+		return err
+	}
+	l.Status, l.Code = statusFailed, refusal.Code
+	l.Reason = strings.TrimPrefix(l.Reason+": "+refusal.Message, ": ")
+	if failed := e.Store.Update(ctx, func(tx Tx) error { return tx.AppendActivity(l) }); failed != nil {
+		e.Log.Error("cannot record a refusal", "event", l.Event, "call", l.Call, "error", failed)
+	}
+	return err
+}
+
+// vmOf is the machine a scope is of, if it is one machine.
+func vmOf(s Scope) string {
+	id, err := ParseVMID(string(s))
+	if err != nil {
+		return ""
+	}
+	return id.String()
 }
 
 // ListActivity lists lines of scopes the caller may read the activity of.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"unicode"
 )
 
 // VMID is the resource id of a virtual machine:
@@ -51,6 +52,9 @@ func ParseVMID(s string) (VMID, error) {
 
 // dots reports whether s is a step in a path rather than a name.
 func dots(s string) bool { return strings.Trim(s, ".") == "" }
+
+// unprintable reports what has no place in a line of text.
+func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
 // clip keeps what a stranger sent short enough for a message.
 func clip(s string) string {

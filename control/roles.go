@@ -67,6 +67,100 @@ func matches(pattern, s string) bool {
 	return strings.HasSuffix(s, parts[len(parts)-1])
 }
 
+// covers reports whether every action that pattern p allows, q allows too.
+func covers(q, p string) bool {
+	// A star of p stands for anything, and only a star of q takes a star.
+	return matches(strings.ToLower(q), strings.ToLower(p))
+}
+
+// overlap reports whether some action is matched by both patterns.
+func overlap(p, q string) bool {
+	p, q = strings.ToLower(p), strings.ToLower(q)
+	// meet[j]: what is left of p and q[j:] have a string in common.
+	meet := make([]bool, len(q)+1)
+	for i := len(p); i >= 0; i-- {
+		last := slices.Clone(meet) // for p[i+1:]
+		for j := len(q); j >= 0; j-- {
+			switch {
+			case i == len(p) && j == len(q):
+				meet[j] = true
+			case i < len(p) && p[i] == '*':
+				meet[j] = last[j] || j < len(q) && meet[j+1]
+			case j < len(q) && q[j] == '*':
+				meet[j] = meet[j+1] || i < len(p) && last[j]
+			default:
+				meet[j] = i < len(p) && j < len(q) && p[i] == q[j] && last[j+1]
+			}
+		}
+	}
+	return meet[0]
+}
+
+// within reports whether role r allows nothing that role of does not. It may
+// say no where the answer is yes, never the reverse.
+func (r Role) within(of Role) bool {
+	for _, a := range r.Actions {
+		if !slices.ContainsFunc(of.Actions, func(q string) bool { return covers(q, a) }) {
+			return false
+		}
+		for _, not := range of.NotActions {
+			excluded := slices.ContainsFunc(r.NotActions, func(q string) bool { return covers(q, not) })
+			if overlap(a, not) && !excluded {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// covers reports whether the caller has, by one right and inside the limits,
+// all that role r allows at s.
+func (c Caller) covers(r Role, s Scope) bool {
+	all := func(have Right) bool { return have.Scope.Covers(s) && r.within(have.Role) }
+	return slices.ContainsFunc(c.Rights, all) && (c.Limits == nil || slices.ContainsFunc(c.Limits, all))
+}
+
+// scopes are where the caller may do a, none of them below another. They are
+// all there is: the caller may do it there and below, and nowhere else.
+func (c Caller) scopes(a Action) []Scope {
+	var may []Scope
+	for _, r := range slices.Concat(c.Rights, c.Limits) {
+		if c.May(a, r.Scope) {
+			may = append(may, r.Scope)
+		}
+	}
+	slices.Sort(may)
+	may = slices.Compact(may)
+	return slices.DeleteFunc(slices.Clone(may), func(s Scope) bool {
+		return slices.ContainsFunc(may, func(wider Scope) bool { return wider != s && wider.Covers(s) })
+	})
+}
+
+// within narrows scopes to what is in s.
+func within(scopes []Scope, s Scope) []Scope {
+	var in []Scope
+	for _, may := range scopes {
+		switch {
+		case may.Covers(s):
+			return []Scope{s}
+		case s.Covers(may):
+			in = append(in, may)
+		}
+	}
+	return in
+}
+
+// mustSomewhere refuses who may do a neither at s nor anywhere below it.
+func (c Caller) mustSomewhere(a Action, s Scope) error {
+	if len(within(c.scopes(a), s)) > 0 {
+		return nil
+	}
+	return c.Must(a, s)
+}
+
+// anyRole is the limit of a token that has none but a scope.
+var anyRole = Role{Actions: []string{"*"}}
+
 // BuiltinRoles are there without being defined. JITRequester can ask for
 // access and see what it needs for that, and nothing else.
 func BuiltinRoles() []Role {
@@ -97,12 +191,18 @@ type Right struct {
 	Scope Scope
 }
 
+// The types of callers, as systemData writes them.
+const (
+	TypeUser        = "User"
+	TypeApplication = "Application"
+)
+
 // Caller is who asks, as the credentials say, with the rights that were found
 // for them.
 type Caller struct {
 	ID      string     // stable and unique: "local:alice", "ISSUER#SUBJECT"
 	Name    string     // what people know them by; the requestor of a request
-	Type    string     // User or Application, as systemData writes it
+	Type    string     // TypeUser or TypeApplication
 	Rights  []Right    //
 	Address netip.Addr // where the call comes from
 	Request string     // the call's id, for the record
@@ -116,10 +216,12 @@ func (c Caller) May(a Action, s Scope) bool {
 	return slices.ContainsFunc(c.Rights, covers) && (c.Limits == nil || slices.ContainsFunc(c.Limits, covers))
 }
 
-// Holds reports whether the caller has the role at scope s.
+// Holds reports whether the caller has the role at scope s. A limit without a
+// role's name bounds the scope alone.
 func (c Caller) Holds(role string, s Scope) bool {
-	covers := func(r Right) bool { return r.Scope.Covers(s) && strings.EqualFold(r.Role.Name, role) }
-	return slices.ContainsFunc(c.Rights, covers) && (c.Limits == nil || slices.ContainsFunc(c.Limits, covers))
+	named := func(r Right) bool { return r.Scope.Covers(s) && strings.EqualFold(r.Role.Name, role) }
+	leaves := func(r Right) bool { return named(r) || r.Role.Name == "" && r.Scope.Covers(s) }
+	return slices.ContainsFunc(c.Rights, named) && (c.Limits == nil || slices.ContainsFunc(c.Limits, leaves))
 }
 
 // Must refuses what the caller may not, naming the action and the scope.
