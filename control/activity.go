@@ -1,7 +1,9 @@
 package control
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"strings"
 	"time"
 )
@@ -93,15 +95,115 @@ func vmOf(s Scope) string {
 	return id.String()
 }
 
-// ListActivity lists lines of scopes the caller may read the activity of.
+// How lines are followed.
+const (
+	linesRead  = 500             // at once
+	sweepEvery = 3 * time.Second // whatever Store.Changed says
+)
+
+// ListActivity lists lines of scopes the caller may read the activity of. next
+// is the After of the next page, 0 on the last.
 func (e *Engine) ListActivity(ctx context.Context, c Caller, f ActivityFilter) (page []Activity, next uint64, err error) {
-	return nil, 0, errUnfinished
+	f.Scope = cmp.Or(f.Scope, Everywhere)
+	if err := c.mustSomewhere(ActionActivity, f.Scope); err != nil {
+		return nil, 0, err
+	}
+	limit := f.Limit
+	if limit > 0 {
+		f.Limit++ // one more tells whether there is more
+	}
+	err = e.Store.View(ctx, func(tx Tx) error {
+		page, err = activityOf(tx, c, f)
+		return err
+	})
+	if limit > 0 && len(page) > limit {
+		page = page[:limit]
+		next = page[limit-1].Seq
+	}
+	return page, next, err
+}
+
+// activityOf reads the lines the filter selects of those the caller may read.
+// The scopes of a caller do not overlap, so neither do their lines.
+func activityOf(tx Tx, c Caller, f ActivityFilter) (lines []Activity, err error) {
+	may := within(c.scopes(ActionActivity), cmp.Or(f.Scope, Everywhere))
+	for _, s := range may {
+		f.Scope = s
+		some, err := tx.Activity(f)
+		if err != nil {
+			return nil, err
+		}
+		lines = append(lines, some...)
+	}
+	if len(may) > 1 {
+		slices.SortFunc(lines, func(a, b Activity) int {
+			if f.Newest {
+				a, b = b, a
+			}
+			return cmp.Compare(a.Seq, b.Seq)
+		})
+		if f.Limit > 0 && len(lines) > f.Limit {
+			lines = lines[:f.Limit]
+		}
+	}
+	return lines, nil
 }
 
 // FollowActivity calls each with every line after the Seq after that the
 // filter selects, in order, and goes on with those that are yet to come until
 // ctx ends or each returns an error. A caller who loses the right is cut off
-// by whoever ends ctx.
+// by whoever ends ctx. The filter's After, Newest and Limit are not looked at.
 func (e *Engine) FollowActivity(ctx context.Context, c Caller, f ActivityFilter, after uint64, each func(Activity) error) error {
-	return errUnfinished
+	f.Scope = cmp.Or(f.Scope, Everywhere)
+	if err := c.mustSomewhere(ActionActivity, f.Scope); err != nil {
+		return err
+	}
+	f.After, f.Newest, f.Limit = after, false, linesRead
+	changed := e.Store.Changed(ctx) // before the first look, so that nothing falls between
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
+	for {
+		lines, last, err := e.activityAfter(ctx, c, f)
+		if err != nil {
+			if AsError(err) == nil || AsError(err).Kind != Unavailable {
+				return err
+			}
+			e.Log.Warn("cannot follow the activity log for the moment", "error", err)
+		}
+		for _, l := range lines {
+			if err := each(l); err != nil {
+				return err
+			}
+		}
+		f.After = max(f.After, last)
+		if len(lines) == linesRead {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case _, open := <-changed:
+			if !open {
+				changed = nil // the sweep goes on
+			}
+		case <-sweep.C:
+		}
+	}
+}
+
+// activityAfter reads lines that follow f.After, and up to which Seq it has
+// looked: what the filter leaves out is not looked at again.
+func (e *Engine) activityAfter(ctx context.Context, c Caller, f ActivityFilter) (lines []Activity, last uint64, err error) {
+	err = e.Store.View(ctx, func(tx Tx) error {
+		newest, err := tx.Activity(ActivityFilter{Newest: true, Limit: 1})
+		if err != nil || len(newest) == 0 || newest[0].Seq <= f.After {
+			return err
+		}
+		last = newest[0].Seq
+		if lines, err = activityOf(tx, c, f); len(lines) == f.Limit {
+			last = lines[len(lines)-1].Seq
+		}
+		return err
+	})
+	return lines, last, err
 }

@@ -1,7 +1,17 @@
 package control
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -67,7 +77,7 @@ type VMView struct {
 	Ports     []PortRule `json:"ports"`            // connection details
 	Policies  []PolicyID `json:"-"`                // that name it
 	Provision Provision  `json:"provisioningState,omitempty"`
-	Revision  uint64     `json:"-"`    // of its ports: the ETag
+	Revision  uint64     `json:"-"`    // of its ports: the ETag; see portsRevision
 	Open      []OpenPort `json:"open"` // requests not over yet
 }
 
@@ -103,39 +113,453 @@ type ScopeSetting struct {
 	Time    time.Time `json:"time"`
 }
 
-// ListVMs lists the machines the caller may read.
+// Bounds of what is said of a machine and of what a list reads at once.
+const (
+	maxReason    = 256  // bytes of a reason
+	machinesRead = 1000 // in one step of going through the inventory
+	connected    = 90 * time.Second
+	requestsSpan = 7 * 24 * time.Hour
+)
+
+// The events of the activity log that are about the inventory.
+const (
+	EventVMWritten = "vm.written"
+	EventVMDeleted = "vm.deleted"
+	EventScopeSet  = "scope.set"
+)
+
+// hostName is a name as people type one to connect.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$`)
+
+// errNoVM is the answer for a machine nobody has told of.
+func errNoVM(id VMID) error {
+	return Refuse(NotFound, "ResourceNotFound", "The virtual machine '%s' was not found. Put it into the inventory, or name it in a policy.", id)
+}
+
+// ListVMs lists the machines the caller may read, in the order of their Key.
 func (e *Engine) ListVMs(ctx context.Context, c Caller, f VMFilter) (page []VMView, next string, err error) {
-	return nil, "", errUnfinished
+	f.Scope = cmp.Or(f.Scope, Everywhere)
+	if err := c.mustSomewhere(ActionVMRead, f.Scope); err != nil {
+		return nil, "", err
+	}
+	err = e.Store.View(ctx, func(tx Tx) error {
+		page, next = nil, ""
+		settings, err := tx.ScopeSettings()
+		if err != nil {
+			return err
+		}
+		var chosen []VMID
+		err = eachMachine(ctx, tx, c, f, func(m Machine) (bool, error) {
+			if f.Tab != "" && tabOf(m, settings) != f.Tab {
+				return true, nil
+			}
+			if f.Limit > 0 && len(chosen) == f.Limit {
+				next = chosen[len(chosen)-1].Key()
+				return false, nil
+			}
+			id, err := ParseVMID(m.Key)
+			chosen = append(chosen, id)
+			return true, err
+		})
+		if err != nil {
+			return err
+		}
+		for some := range slices.Chunk(chosen, 100) { // so that no more policies than theirs are in memory
+			views, err := e.viewVMs(tx, settings, some)
+			if err != nil {
+				return err
+			}
+			page = append(page, views...)
+		}
+		return nil
+	})
+	return page, next, err
 }
 
 // CountVMs counts the machines the caller may read, by tab.
 func (e *Engine) CountVMs(ctx context.Context, c Caller, s Scope) (map[Tab]int, error) {
-	return nil, errUnfinished
+	s = cmp.Or(s, Everywhere)
+	if err := c.mustSomewhere(ActionVMRead, s); err != nil {
+		return nil, err
+	}
+	var count map[Tab]int
+	err := e.Store.View(ctx, func(tx Tx) error {
+		count = map[Tab]int{Configured: 0, NotConfigured: 0, Unsupported: 0}
+		settings, err := tx.ScopeSettings()
+		if err != nil {
+			return err
+		}
+		return eachMachine(ctx, tx, c, VMFilter{Scope: s}, func(m Machine) (bool, error) {
+			count[tabOf(m, settings)]++
+			return true, nil
+		})
+	})
+	return count, err
+}
+
+// eachMachine calls f for the machines the caller may read that the filter
+// selects but for its tab, in the order of their Key, until f says no.
+func eachMachine(ctx context.Context, tx Tx, c Caller, f VMFilter, each func(Machine) (more bool, err error)) error {
+	may := within(c.scopes(ActionVMRead), f.Scope)
+	all := len(may) == 1
+	if all {
+		f.Scope = may[0]
+	}
+	f.Limit = machinesRead
+	for {
+		machines, err := tx.Machines(f)
+		if err != nil {
+			return err
+		}
+		for _, m := range machines {
+			covers := func(s Scope) bool { return s.Covers(Scope(m.Key)) }
+			if !all && !slices.ContainsFunc(may, covers) {
+				continue
+			}
+			if more, err := each(m); !more || err != nil {
+				return err
+			}
+		}
+		if len(machines) < f.Limit {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		f.After = machines[len(machines)-1].Key
+	}
+}
+
+// tabOf sorts a machine. What a policy names is Configured, reachable or not,
+// unless JIT is switched off around it.
+func tabOf(m Machine, settings []ScopeSetting) Tab {
+	switch _, off := switchedOff(settings, Scope(m.Key)); {
+	case off:
+		return Unsupported
+	case m.Named:
+		return Configured
+	case m.Unsupported, strings.Contains(m.Key, "/"+kindClassic+"/"):
+		return Unsupported
+	}
+	return NotConfigured
+}
+
+// unsupported says why a machine is in the tab Unsupported.
+func unsupported(vm VM, settings []ScopeSetting) string {
+	switch set, off := switchedOff(settings, vm.ID.Scope()); {
+	case off:
+		why := fmt.Sprintf("JIT is switched off in the security policy of %s, by %s on %s", set.Scope, set.By, set.Time.UTC().Format(time.RFC3339))
+		if set.Reason != "" {
+			why += ": " + set.Reason
+		}
+		return why
+	case vm.Unsupported != "":
+		return vm.Unsupported
+	}
+	return "classic virtual machine: JIT supports those deployed through Azure Resource Manager"
+}
+
+// viewVM is a machine as the inventory shows it.
+func (e *Engine) viewVM(tx Tx, id VMID) (VMView, error) {
+	settings, err := tx.ScopeSettings()
+	if err != nil {
+		return VMView{}, err
+	}
+	views, err := e.viewVMs(tx, settings, []VMID{id})
+	if errors.Is(err, ErrNotFound) {
+		return VMView{}, errNoVM(id)
+	}
+	if err != nil {
+		return VMView{}, err
+	}
+	return views[0], nil
+}
+
+// viewVMs are machines as the inventory shows them. It fails with ErrNotFound
+// where one is not there.
+func (e *Engine) viewVMs(tx Tx, settings []ScopeSetting, ids []VMID) ([]VMView, error) {
+	policies, err := tx.PoliciesOf(ids...)
+	if err != nil {
+		return nil, err
+	}
+	naming := make(map[string][]Policy)
+	for _, p := range policies {
+		for _, vm := range p.VMs {
+			naming[vm.ID.Key()] = append(naming[vm.ID.Key()], p)
+		}
+	}
+	views := make([]VMView, 0, len(ids))
+	for _, id := range ids {
+		vm, err := tx.VM(id)
+		if err != nil {
+			return nil, err
+		}
+		named := naming[id.Key()]
+		v := VMView{VM: vm, Agent: agentStatus(vm.Agent, e.Now()), Ports: []PortRule{}, Open: []OpenPort{}, Revision: portsRevision(id, named)}
+		v.Tab = tabOf(Machine{Key: id.Key(), Named: len(named) > 0, Unsupported: vm.Unsupported != ""}, settings)
+		if v.Tab == Unsupported {
+			v.Reason = unsupported(vm, settings)
+		}
+		for _, p := range named {
+			v.Policies = append(v.Policies, p.ID)
+			in, _ := p.vm(id)
+			v.Ports = append(v.Ports, in.Ports...)
+			// The address in front of the machine is the policy's to say.
+			v.PublicIPAddress = cmp.Or(in.PublicIPAddress, v.PublicIPAddress)
+		}
+		slices.SortStableFunc(v.Ports, func(a, b PortRule) int { return cmp.Compare(a.Number, b.Number) })
+		if len(named) > 0 {
+			v.Provision = Succeeded
+			if _, err := tx.PendingPolicy(id); err == nil {
+				v.Provision = Updating
+			} else if !errors.Is(err, ErrNotFound) {
+				return nil, err
+			}
+		}
+		if err := e.viewRequests(tx, id, &v); err != nil {
+			return nil, err
+		}
+		views = append(views, v)
+	}
+	return views, nil
+}
+
+// viewRequests adds what requests say of a machine.
+func (e *Engine) viewRequests(tx Tx, id VMID, v *VMView) error {
+	recent, err := tx.Requests(RequestFilter{VM: &id, Since: e.Now().Add(-requestsSpan)})
+	if err != nil {
+		return err
+	}
+	for _, r := range recent {
+		if r.approved() {
+			v.Requests++
+		}
+	}
+	open, err := tx.Requests(RequestFilter{VM: &id, Open: true}) // an extended one may be older
+	if err != nil {
+		return err
+	}
+	for _, r := range open {
+		for _, vm := range r.VMs {
+			if vm.ID.Key() != id.Key() {
+				continue
+			}
+			for _, p := range vm.Ports {
+				if p.Status != Revoked {
+					v.Open = append(v.Open, OpenPort{Request: r.ID, Requestor: r.Requestor, RequestPort: p})
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// approved reports whether a request was ever granted.
+func (r Request) approved() bool {
+	if r.Approval == nil {
+		return true
+	}
+	yes := 0
+	for _, v := range r.Approval.Verdicts {
+		if !v.Approve {
+			return false
+		}
+		yes++
+	}
+	return yes >= r.Approval.Approvers
+}
+
+// vm finds a machine among those of a policy.
+func (p Policy) vm(id VMID) (PolicyVM, bool) {
+	i := slices.IndexFunc(p.VMs, func(vm PolicyVM) bool { return vm.ID.Key() == id.Key() })
+	if i < 0 {
+		return PolicyVM{}, false
+	}
+	return p.VMs[i], true
+}
+
+// portsRevision is VMView.Revision of a machine with the policies that name
+// it, in the order of their Key. It is made of the ports themselves: it changes
+// when they do, and not with the edit of another machine in the same policy.
+func portsRevision(id VMID, naming []Policy) uint64 {
+	type ports struct {
+		Policy string
+		Ports  []PortRule
+	}
+	of := []ports{}
+	for _, p := range naming {
+		if vm, ok := p.vm(id); ok {
+			of = append(of, ports{p.ID.Key(), vm.Ports})
+		}
+	}
+	text, err := json.Marshal(of)
+	if err != nil {
+		panic(err) // there is nothing in it that has no JSON
+	}
+	sum := sha256.Sum256(text)
+	return binary.BigEndian.Uint64(sum[:8])
+}
+
+// agentStatus says in words how a machine's agent is.
+func agentStatus(a *Agent, now time.Time) string {
+	switch {
+	case a == nil:
+		return "no agent yet"
+	case a.Revoked:
+		return "revoked"
+	}
+	seen := a.LastSeen
+	if seen.Before(a.Enrolled) {
+		seen = a.Enrolled
+	}
+	if now.Sub(seen) <= connected {
+		return "connected"
+	}
+	return "not seen since " + seen.UTC().Format(time.RFC3339)
 }
 
 // GetVM returns one machine.
-func (e *Engine) GetVM(ctx context.Context, c Caller, id VMID) (VMView, error) {
-	return VMView{}, errUnfinished
+func (e *Engine) GetVM(ctx context.Context, c Caller, id VMID) (view VMView, err error) {
+	if err := c.Must(ActionVMRead, id.Scope()); err != nil {
+		return VMView{}, err
+	}
+	err = e.Store.View(ctx, func(tx Tx) error {
+		view, err = e.viewVM(tx, id)
+		return err
+	})
+	return view, err
 }
 
-// PutVM puts a machine into the inventory or changes what is said of it.
-func (e *Engine) PutVM(ctx context.Context, c Caller, id VMID, in VMInput) (VMView, error) {
-	return VMView{}, errUnfinished
+// PutVM puts a machine into the inventory or changes what is said of it. What
+// its agent and its policies say stays.
+func (e *Engine) PutVM(ctx context.Context, c Caller, id VMID, in VMInput) (view VMView, err error) {
+	err = e.change(ctx, c, c.line(EventVMWritten, ActionVMWrite, id.Scope(), in.Unsupported), func(tx Tx) error {
+		if err := c.Must(ActionVMWrite, id.Scope()); err != nil {
+			return err
+		}
+		if err := in.check(); err != nil {
+			return err
+		}
+		vm, err := tx.VM(id)
+		if errors.Is(err, ErrNotFound) {
+			vm, err = VM{ID: id}, nil
+		}
+		if err != nil {
+			return err
+		}
+		vm.Location, vm.OS, vm.Address, vm.PublicIPAddress, vm.Unsupported = in.Location, in.OS, in.Address, in.PublicIPAddress, in.Unsupported
+		if err := tx.PutVM(vm); err != nil {
+			return err
+		}
+		view, err = e.viewVM(tx, id)
+		return err
+	})
+	return view, err
+}
+
+// check refuses what cannot be said of a machine, and spells the rest in one way.
+func (in *VMInput) check() error {
+	bad := func(target, format string, args ...any) error {
+		e := Refuse(Invalid, "InvalidVirtualMachine", format, args...)
+		e.Target = target
+		return e
+	}
+	for _, os := range []string{"Linux", "Windows"} {
+		if strings.EqualFold(in.OS, os) {
+			in.OS = os
+		}
+	}
+	if in.OS != "" && in.OS != "Linux" && in.OS != "Windows" {
+		return bad("osType", "'%s' is not an osType: Linux or Windows.", clip(in.OS))
+	}
+	if in.Location != "" && (!namePart.MatchString(in.Location) || dots(in.Location)) {
+		return bad("location", "'%s' is not a location.", clip(in.Location))
+	}
+	if _, err := netip.ParseAddr(in.Address); in.Address != "" && err != nil && !hostName.MatchString(in.Address) {
+		return bad("address", "'%s' is neither an IP address nor a host's name.", clip(in.Address))
+	}
+	if a, err := netip.ParseAddr(in.PublicIPAddress); in.PublicIPAddress != "" && (err != nil || a.Zone() != "") {
+		return bad("publicIpAddress", "'%s' is not an IP address.", clip(in.PublicIPAddress))
+	}
+	if len(in.Unsupported) > maxReason || strings.ContainsFunc(in.Unsupported, unprintable) {
+		return bad("unsupportedReason", "The reason is longer than %d bytes, or has characters that do not print.", maxReason)
+	}
+	return nil
 }
 
 // DeleteVM forgets a machine: its agent may come no more. One that a policy
-// names is refused.
-func (e *Engine) DeleteVM(ctx context.Context, c Caller, id VMID) error { return errUnfinished }
+// names is refused, and so is one whose last policy document nobody has signed
+// yet: forgotten now, it would guard its ports for ever.
+func (e *Engine) DeleteVM(ctx context.Context, c Caller, id VMID) error {
+	return e.change(ctx, c, c.line(EventVMDeleted, ActionVMDelete, id.Scope(), ""), func(tx Tx) error {
+		if err := c.Must(ActionVMDelete, id.Scope()); err != nil {
+			return err
+		}
+		if _, err := tx.VM(id); errors.Is(err, ErrNotFound) {
+			return errNoVM(id)
+		} else if err != nil {
+			return err
+		}
+		naming, err := tx.PoliciesOf(id)
+		if err != nil {
+			return err
+		}
+		if len(naming) > 0 {
+			return Refuse(Conflict, "VirtualMachineInPolicy", "The virtual machine is named by policy '%s'. Take it out of it first.", naming[0].ID)
+		}
+		if _, err := tx.PendingPolicy(id); err == nil {
+			return Refuse(Conflict, "PolicyPending", "The policy document that ends the protection of the virtual machine waits for a signature. Sign it first: until then its ports stay guarded.")
+		} else if !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		return tx.DeleteVM(id)
+	})
+}
 
-// ScopeSettings lists where JIT is switched off, or on again.
-func (e *Engine) ScopeSettings(ctx context.Context, c Caller) ([]ScopeSetting, error) {
-	return nil, errUnfinished
+// ScopeSettings lists where JIT is switched off, or on again, of what the
+// caller may see: scopes with the right, and what holds around them.
+func (e *Engine) ScopeSettings(ctx context.Context, c Caller) (settings []ScopeSetting, err error) {
+	if err := c.mustSomewhere(ActionScopes, Everywhere); err != nil {
+		return nil, err
+	}
+	may := c.scopes(ActionScopes)
+	err = e.Store.View(ctx, func(tx Tx) error {
+		all, err := tx.ScopeSettings()
+		settings = slices.DeleteFunc(all, func(set ScopeSetting) bool {
+			return !slices.ContainsFunc(may, func(s Scope) bool { return s.Covers(set.Scope) || set.Scope.Covers(s) })
+		})
+		return err
+	})
+	return settings, err
 }
 
 // SetScope switches JIT off or on for a subscription or a resource group. Off
 // takes no new policy and no new request; what is guarded stays guarded.
-func (e *Engine) SetScope(ctx context.Context, c Caller, s Scope, enabled bool, reason string) (ScopeSetting, error) {
-	return ScopeSetting{}, errUnfinished
+func (e *Engine) SetScope(ctx context.Context, c Caller, s Scope, enabled bool, reason string) (set ScopeSetting, err error) {
+	if err := checkScope(&s); err != nil {
+		return ScopeSetting{}, err
+	}
+	what := "JIT is on"
+	if !enabled {
+		what = "JIT is off"
+	}
+	if reason != "" {
+		what += ": " + clip(reason)
+	}
+	err = e.change(ctx, c, c.line(EventScopeSet, ActionScope, s, what), func(tx Tx) error {
+		if err := c.Must(ActionScope, s); err != nil {
+			return err
+		}
+		if parts := strings.Count(string(s), "/"); s == Everywhere || parts != 2 && parts != 4 {
+			return Refuse(Invalid, "InvalidScope", "'%s' is neither a subscription nor a resource group.", s)
+		}
+		if len(reason) > maxReason || strings.ContainsFunc(reason, unprintable) {
+			return Refuse(Invalid, "InvalidReason", "The reason is longer than %d bytes, or has characters that do not print.", maxReason)
+		}
+		set = ScopeSetting{Scope: s, Enabled: enabled, Reason: reason, By: c.Name, Time: e.Now()}
+		return tx.PutScopeSetting(set)
+	})
+	return set, err
 }
 
 // switchedOff is the setting that switches JIT off at s, if one does. Of the

@@ -32,7 +32,9 @@ type Tx interface {
 	Policy(PolicyID) (Policy, error)
 	// Policies are in the order of their Key.
 	Policies(f PolicyFilter, after string, limit int) ([]Policy, error)
-	PoliciesOf(VMID) ([]Policy, error)
+	// PoliciesOf are those that name any of these machines, each once, in the
+	// order of their Key.
+	PoliciesOf(...VMID) ([]Policy, error)
 	PutPolicy(Policy) error
 	DeletePolicy(PolicyID) error
 
@@ -55,7 +57,10 @@ type Tx interface {
 
 	VM(VMID) (VM, error)
 	VMs(VMFilter) ([]VM, error) // Tab is not looked at; in the order of their Key
-	PutVM(VM) error             // but for Agent.LastSeen, which only rises
+	// Machines are what tells the tabs of the machines that VMs lists, in the
+	// same order, at a fraction of the cost.
+	Machines(VMFilter) ([]Machine, error)
+	PutVM(VM) error // but for Agent.LastSeen, which only rises
 	DeleteVM(VMID) error
 	// Seen notes when agents were last heard of, by Key of the machine.
 	Seen(map[string]time.Time) error
@@ -94,6 +99,13 @@ type Tx interface {
 	// Meta is a small named value, such as a replica-wide secret.
 	Meta(name string) ([]byte, error)
 	PutMeta(name string, value []byte) error
+}
+
+// Machine is as much of a machine as its tab depends on.
+type Machine struct {
+	Key         string
+	Named       bool // by a policy
+	Unsupported bool // somebody says so of it: VM.Unsupported
 }
 
 // Token is a local bearer token as the store keeps it.
