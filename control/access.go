@@ -27,7 +27,7 @@ const (
 	tokenValid   = 30 * 24 * time.Hour  // unless said
 	longestToken = 366 * 24 * time.Hour // then somebody has to want it again
 	maxNote      = 256                  // of the bytes of a note or description
-	maxActions   = 100                  // of a role
+	maxActions   = 50                   // of a role
 )
 
 // The events of the activity log that are about who may what.
@@ -46,7 +46,7 @@ var (
 	foreignPrincipal = regexp.MustCompile(`^https://[!-~]{1,400}#[!-~]{1,200}$`)
 	groupPrincipal   = regexp.MustCompile(`^(group|role):[^\pC]{1,200}$`)
 	roleName         = regexp.MustCompile(`^[\pL\pN][\pL\pN ._()-]{0,127}$`)
-	actionPattern    = regexp.MustCompile(`^[A-Za-z0-9.*/_-]{1,256}$`)
+	actionPattern    = regexp.MustCompile(`^[A-Za-z0-9.*/_-]{1,160}$`)
 )
 
 // NewToken makes a bearer token, which is shown once, and the hash of it that

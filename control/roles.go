@@ -105,7 +105,7 @@ func (r Role) within(of Role) bool {
 		}
 		for _, not := range of.NotActions {
 			excluded := slices.ContainsFunc(r.NotActions, func(q string) bool { return covers(q, not) })
-			if overlap(a, not) && !excluded {
+			if !excluded && overlap(a, not) {
 				return false
 			}
 		}
