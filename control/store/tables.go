@@ -30,8 +30,15 @@ func (t *tx) Policies(f control.PolicyFilter, after string, limit int) ([]contro
 	return all[control.Policy](t, q.text("policy", "id", limit), q.args...)
 }
 
-func (t *tx) PoliciesOf(vm control.VMID) ([]control.Policy, error) {
-	return all[control.Policy](t, "SELECT doc FROM policy WHERE id IN (SELECT policy FROM policy_vm WHERE vm = ?) ORDER BY id", vm.Key())
+func (t *tx) PoliciesOf(vms ...control.VMID) ([]control.Policy, error) {
+	if len(vms) == 0 {
+		return nil, nil
+	}
+	var keys []any
+	for _, vm := range vms {
+		keys = append(keys, vm.Key())
+	}
+	return all[control.Policy](t, "SELECT doc FROM policy WHERE id IN (SELECT policy FROM policy_vm WHERE vm IN ("+tuples(len(keys), "?")+")) ORDER BY id", keys...)
 }
 
 func (t *tx) PutPolicy(p control.Policy) error {
@@ -211,12 +218,28 @@ func (t *tx) VM(id control.VMID) (control.VM, error) {
 }
 
 func (t *tx) VMs(f control.VMFilter) ([]control.VM, error) {
-	query, args := t.store.machines(f)
+	query, args := t.store.machines("seen, doc", f)
 	return t.vms(query, args...)
 }
 
+func (t *tx) Machines(f control.VMFilter) ([]control.Machine, error) {
+	query, args := t.store.machines("id, unsupported, EXISTS (SELECT 1 FROM policy_vm WHERE policy_vm.vm = vm.id)", f)
+	var list []control.Machine
+	err := t.read(func(rows *sql.Rows) error {
+		var m control.Machine
+		var unsupported int
+		if err := rows.Scan(&m.Key, &unsupported, &m.Named); err != nil {
+			return t.store.judge(t.ctx, err)
+		}
+		m.Unsupported = unsupported != 0
+		list = append(list, m)
+		return nil
+	}, query, args...)
+	return list, err
+}
+
 // machines is the query of a filter.
-func (s *store) machines(f control.VMFilter) (string, []any) {
+func (s *store) machines(columns string, f control.VMFilter) (string, []any) {
 	var q selection
 	q.below("id", f.Scope)
 	if f.Search != "" {
@@ -225,7 +248,7 @@ func (s *store) machines(f control.VMFilter) (string, []any) {
 	if f.After != "" {
 		q.and("id > ?", fold(f.After))
 	}
-	return "SELECT seen, doc FROM vm" + q.conditions() + " ORDER BY id" + limited(f.Limit), q.args
+	return "SELECT " + columns + " FROM vm" + q.conditions() + " ORDER BY id" + limited(f.Limit), q.args
 }
 
 // vms puts when an agent was last heard of back into its machine.
@@ -258,9 +281,9 @@ func (t *tx) PutVM(vm control.VM) error {
 		agent.LastSeen = time.Time{}
 		vm.Agent = &agent
 	}
-	return t.put(`INSERT INTO vm (id, seen, doc) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE
-		SET seen = CASE WHEN vm.seen > excluded.seen THEN vm.seen ELSE excluded.seen END, doc = excluded.doc`,
-		vm, vm.ID.Key(), seen)
+	return t.put(`INSERT INTO vm (id, seen, unsupported, doc) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
+		SET seen = CASE WHEN vm.seen > excluded.seen THEN vm.seen ELSE excluded.seen END, unsupported = excluded.unsupported, doc = excluded.doc`,
+		vm, vm.ID.Key(), seen, flag(vm.Unsupported != ""))
 }
 
 func (t *tx) DeleteVM(id control.VMID) error {

@@ -75,10 +75,12 @@ CREATE TABLE pending_policy (
 -- seen is when the agent was last heard of; the document does not have it, so
 -- that a heartbeat writes one number.
 CREATE TABLE vm (
-	id   TEXT PRIMARY KEY NOT NULL,
-	seen BIGINT NOT NULL,
-	doc  TEXT NOT NULL
+	id          TEXT PRIMARY KEY NOT NULL,
+	seen        BIGINT NOT NULL,
+	unsupported SMALLINT NOT NULL,
+	doc         TEXT NOT NULL
 );
+CREATE INDEX vm_tab ON vm (id, unsupported);
 
 CREATE TABLE join_token (
 	hash    TEXT PRIMARY KEY NOT NULL,
