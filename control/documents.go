@@ -1,7 +1,11 @@
 package control
 
 import (
+	"bytes"
+	"context"
 	"crypto"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jitgate/jitgate/policy"
@@ -36,4 +40,179 @@ type Realm struct {
 	Pin    policy.Digest // of the first trust document: what a new host is told to trust
 	Grant  crypto.Signer // signs grants
 	Policy crypto.Signer // signs policies; nil: people do
+}
+
+// PendingPolicies lists policy documents that wait for a person's signature,
+// for machines whose policies the caller may read or sign.
+func (e *Engine) PendingPolicies(ctx context.Context, c Caller) (list []PendingPolicy, err error) {
+	err = e.Store.View(ctx, func(tx Tx) error {
+		list, err = tx.PendingPolicies()
+		return err
+	})
+	return slices.DeleteFunc(list, func(p PendingPolicy) bool {
+		return !c.May(ActionRead, p.VM.Scope()) && !c.May(ActionSign, p.VM.Scope())
+	}), err
+}
+
+// AcceptPolicy takes a pending policy document back, with signatures added.
+// Once they are enough it is published, and done is true. The document has to
+// be the one that waits, byte for byte: what was edited since is signed anew.
+func (e *Engine) AcceptPolicy(ctx context.Context, c Caller, envelope []byte) (p PendingPolicy, done bool, err error) {
+	came, vm, err := readSigned(envelope)
+	if err != nil {
+		return PendingPolicy{}, false, err
+	}
+	err = e.edit(ctx, c, func(ed *edit) error {
+		done = false
+		ed.about = ed.line("policy.written", ActionSign, vm.Scope())
+		ed.about.VM = vm.String()
+		if err := c.Must(ActionSign, vm.Scope()); err != nil {
+			return err
+		}
+		var waits bool
+		if p, waits, err = found(ed.tx.PendingPolicy(vm)); err != nil {
+			return err
+		}
+		if !waits {
+			return Refuse(NotFound, "NothingPending", "No policy document of '%s' waits for a signature.", vm)
+		}
+		if !bytes.Equal(p.Payload, came.Payload) {
+			return Refuse(Conflict, "PolicyChanged", "The policy document of '%s' that waits is version %d and not the one that was signed: fetch it and sign it.", p.VM, p.Version)
+		}
+		merged, err := p.merge(came, ed.e.Realm.Trust)
+		if err != nil {
+			return err
+		}
+		p.Partial = merged.Encode()
+		line := ed.about
+		line.VM = p.VM.String()
+		if tally := merged.Tally(ed.e.Realm.Trust); !tally.Enough() {
+			line.Reason = fmt.Sprintf("version %d has %d of %d signatures", p.Version, len(tally.Signers), tally.Threshold)
+			ed.tell(line)
+			return ed.tx.PutPendingPolicy(p)
+		}
+		done = true
+		line.Reason = fmt.Sprintf("version %d is signed", p.Version)
+		ed.tell(line)
+		return ed.accept(p, merged)
+	})
+	return p, done && err == nil, err
+}
+
+// readSigned reads a signed policy document for one machine.
+func readSigned(raw []byte) (policy.Envelope, VMID, error) {
+	bad := func(err error) (policy.Envelope, VMID, error) {
+		return policy.Envelope{}, VMID{}, Refuse(Invalid, "InvalidDocument", "%v", err)
+	}
+	envelope, err := policy.ParseEnvelope(raw)
+	if err != nil {
+		return bad(err)
+	}
+	if envelope.Type != policy.TypePolicy {
+		return bad(fmt.Errorf("payloadType is %q, expected %q", clip(string(envelope.Type)), policy.TypePolicy))
+	}
+	doc, err := policy.ParseDocument(envelope.Type, envelope.Payload)
+	if err != nil {
+		return bad(err)
+	}
+	vm, err := ParseVMID(doc.(policy.Policy).Host.ID)
+	if err != nil {
+		return bad(err)
+	}
+	return envelope, vm, nil
+}
+
+// merge adds the signatures that came to those that are there. Each has to
+// hold, and one at least has to be new.
+func (p PendingPolicy) merge(came policy.Envelope, t policy.Trust) (policy.Envelope, error) {
+	merged := policy.Envelope{Type: policy.TypePolicy, Payload: p.Payload}
+	if p.Partial != nil {
+		partial, err := policy.ParseEnvelope(p.Partial)
+		if err != nil {
+			return merged, fmt.Errorf("stored pending policy of %s: %w", p.VM, err)
+		}
+		merged.Signatures = partial.Signatures
+	}
+	before := len(merged.Signatures)
+	for i, s := range came.Tally(t).Signatures {
+		switch {
+		case !s.InRole:
+			return merged, Refuse(Invalid, "InvalidSignature", "%s is not a key that signs policies.", clip(string(s.KeyID)))
+		case !s.Holds:
+			return merged, Refuse(Invalid, "InvalidSignature", "The signature by %s does not hold.", clip(string(s.KeyID)))
+		case !slices.ContainsFunc(merged.Signatures, func(o policy.Signature) bool { return o.KeyID == s.KeyID }):
+			merged.Signatures = append(merged.Signatures, came.Signatures[i])
+		}
+	}
+	if len(merged.Signatures) == before {
+		return merged, Refuse(Invalid, "InvalidSignature", "There is no signature that is not here already.")
+	}
+	return merged, nil
+}
+
+// accept puts a policy document in force, and tells the policies that waited
+// for it.
+func (ed *edit) accept(p PendingPolicy, signed policy.Envelope) error {
+	doc, err := policy.OpenPolicy(signed.Encode(), ed.e.Realm.Trust)
+	if err != nil {
+		return Refuse(Invalid, "InvalidSignature", "Agents would refuse it: %v.", err)
+	}
+	if h := doc.Document().Header; !ed.now.Before(h.Expires) {
+		return Refuse(Conflict, "PolicyChanged", "The policy document of '%s' ended at %s: write the policy again.", p.VM, policy.FormatTime(h.Expires))
+	}
+	if err := ed.store(p.VM, signed, doc.Document().Header); err != nil {
+		return err
+	}
+	if err := ed.tx.DeletePendingPolicy(p.VM); err != nil {
+		return err
+	}
+	ed.renew(p.VM, false)
+	policies, err := ed.tx.PoliciesOf(p.VM)
+	if err != nil {
+		return err
+	}
+	for _, q := range policies {
+		state, err := ed.provision(q, nil)
+		if err != nil {
+			return err
+		}
+		if q.State == state {
+			continue
+		}
+		q.State = state
+		if err := ed.tx.PutPolicy(q); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Documents are the newest signed documents of a machine, in the order agents
+// need them: trust, policy, grants.
+func (e *Engine) Documents(ctx context.Context, vm VMID) ([]Document, error) {
+	var list []Document
+	err := e.Store.View(ctx, func(tx Tx) error {
+		list = []Document{e.Realm.document()}
+		if kept, ok, err := found(tx.Document("", policy.TypeTrust)); err != nil {
+			return err
+		} else if ok && kept.Version >= list[0].Version {
+			list[0] = kept
+		}
+		for _, typ := range []policy.Type{policy.TypePolicy, policy.TypeGrants} {
+			d, ok, err := found(tx.Document(vm.Key(), typ))
+			if err != nil {
+				return err
+			}
+			if ok {
+				list = append(list, d)
+			}
+		}
+		return nil
+	})
+	return list, err
+}
+
+// document is the trust document.
+func (r Realm) document() Document {
+	return Document{Type: policy.TypeTrust, Version: r.Trust.Version, Issued: r.Trust.Issued, Expires: r.Trust.Expires, Signed: r.Signed}
 }

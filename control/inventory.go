@@ -39,6 +39,7 @@ type Agent struct {
 	Expires  time.Time `json:"expires"` // of its certificate
 	Revoked  bool      `json:"revoked,omitempty"`
 	LastSeen time.Time `json:"lastSeen,omitzero"`
+	Lost     time.Time `json:"lost,omitzero"`      // when it was told that it is not heard of any more
 	Head     Head      `json:"head,omitzero"`      // of its audit record
 	Versions Versions  `json:"documents,omitzero"` // what it has admitted
 	Note     string    `json:"note,omitempty"`     // the last refusal, for people

@@ -1,6 +1,16 @@
 package control
 
-import "time"
+import (
+	"context"
+	"iter"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jitgate/jitgate/policy"
+)
 
 // Request is one request for access. It is kept when it is over: requests are
 // the history of a policy.
@@ -32,7 +42,15 @@ type RequestPort struct {
 	Reason     StatusReason  `json:"statusReason"`
 	MappedPort uint16        `json:"mappedPort,omitzero"`
 
-	GrantID string    `json:"grant"`
+	GrantID string `json:"grant,omitempty"` // empty while it is pending
+	// From and Until are the times of the grant as it is signed. Until is End,
+	// or earlier where the caller's clock is ahead and End is outside the bounds.
+	From  time.Time `json:"from,omitzero"`
+	Until time.Time `json:"until,omitzero"`
+	// Earlier are the grants this one took over from and that stay on the list
+	// beside it: see takeOver.
+	Earlier []Term `json:"earlier,omitempty"`
+
 	Opened  time.Time `json:"opened,omitzero"` // when the agent said it is open
 	Closed  time.Time `json:"closed,omitzero"`
 	Refused string    `json:"refused,omitempty"` // why the agent did not open it
@@ -61,6 +79,13 @@ const (
 	NewerRequestInitiated StatusReason = "NewerRequestInitiated"
 	Denied                StatusReason = "Denied"
 )
+
+// Term is a grant of a port, and the time it is signed for.
+type Term struct {
+	ID    string    `json:"id"`
+	From  time.Time `json:"from"`
+	Until time.Time `json:"until"`
+}
 
 // Open reports whether any port of the request may be open, or still become so.
 func (r Request) Open() bool {
@@ -133,4 +158,621 @@ type RequestFilter struct {
 	Newest    bool   // newest first
 	After     string // id of the last one of the page before
 	Limit     int    // 0: no limit
+}
+
+// repeatedWithin is how long the same request by the same caller is taken for
+// the first one sent again: clients send it again by themselves.
+const repeatedWithin = time.Minute
+
+// maxEarlier bounds how many grants of one port stand beside each other.
+const maxEarlier = 8
+
+// eachPort goes through the ports of a request, which may be changed.
+func (r *Request) eachPort() iter.Seq2[VMID, *RequestPort] {
+	return func(yield func(VMID, *RequestPort) bool) {
+		for i := range r.VMs {
+			for j := range r.VMs[i].Ports {
+				if !yield(r.VMs[i].ID, &r.VMs[i].Ports[j]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// settle ends what is over at now by time. It reports whether that changed
+// anything. Readers do it to what they read, so that nobody sees an end late;
+// the sweep writes it down.
+func (r *Request) settle(now time.Time) (changed bool) {
+	denied := r.Approval != nil && !now.Before(r.Approval.Until)
+	for _, p := range r.eachPort() {
+		// Nothing of a request is granted unless all of it is.
+		denied = denied || p.Status == Pending && p.Length == 0 && !now.Before(p.End)
+	}
+	for _, p := range r.eachPort() {
+		switch {
+		case p.Status == Revoked:
+		case p.Status == Pending && denied:
+			p.end(Expired, now)
+			changed = true
+		case p.Status != Pending && !now.Before(p.Until):
+			p.end(Expired, p.Until)
+			changed = true
+		}
+	}
+	return changed
+}
+
+// end closes the port.
+func (p *RequestPort) end(why StatusReason, at time.Time) {
+	p.Status, p.Reason = Revoked, why
+	if p.Closed.IsZero() {
+		p.Closed = at
+	}
+}
+
+// grant opens the port from now on, by its End or for its Length, and no
+// longer than longest.
+func (p *RequestPort) grant(id string, now time.Time, longest time.Duration) {
+	if p.Length > 0 {
+		p.End = now.Add(p.Length)
+	}
+	p.Status, p.Reason, p.GrantID = Initiating, UserRequested, id
+	p.From, p.Until = window(now, p.End, longest)
+}
+
+// terms are the grants of the port that belong on the list.
+func (p RequestPort) terms() []Term {
+	return append(slices.Clone(p.Earlier), Term{p.GrantID, p.From, p.Until})
+}
+
+// takeOver keeps the grants terms, which p takes the place of, on the list
+// until p has begun by every clock. A grant for the longest time begins now, so
+// an agent whose clock is behind has still to wait for it; without the earlier
+// one it would close the port meanwhile and cut the sessions. None of them ends
+// after p does.
+func (p *RequestPort) takeOver(terms []Term, now time.Time) error {
+	p.Earlier = nil
+	begun := now.Add(-policy.Skew)
+	if !p.From.After(begun) {
+		return nil
+	}
+	for _, t := range terms {
+		if t.Until.After(p.Until) {
+			t.Until = p.Until
+		}
+		if !t.Until.After(now) || !t.Until.After(t.From) {
+			continue
+		}
+		if !t.From.After(begun) {
+			p.Earlier = nil // all agents have this one: those before it are not needed
+		}
+		p.Earlier = append(p.Earlier, t)
+	}
+	if len(p.Earlier) > maxEarlier {
+		return Refuse(TooMany, "TooManyGrants", "Port %d was asked for too often within two minutes: wait a moment.", p.Number)
+	}
+	return nil
+}
+
+// confine holds an open port against the entry its machine has by now, and
+// says what of it is outside. A grant that is within the bounds from now on is
+// signed for a later beginning where its length is not.
+func (p *RequestPort) confine(entry PolicyVM, now time.Time) (why string, err error) {
+	rule, ok := entry.rule(p.Number)
+	if !ok {
+		return "the policy does not have the port any more", nil
+	}
+	b, err := rule.bounds()
+	if err != nil {
+		return "", err
+	}
+	sources, err := p.Prefixes.sources()
+	if err != nil {
+		return "", err
+	}
+	if why := b.uncovered(sources); why != "" {
+		return why, nil
+	}
+	left := p.Length
+	if p.Status != Pending {
+		left = p.Until.Sub(now)
+	} else if left == 0 {
+		left = p.End.Sub(now) - policy.Skew
+	}
+	if left > b.longest {
+		return policy.FormatDuration(left) + " to go, " + rule.MaxDuration + " allowed", nil
+	}
+	if p.Status != Pending && p.From.Before(p.Until.Add(-b.longest)) {
+		p.From = p.Until.Add(-b.longest)
+	}
+	return "", nil
+}
+
+// portLine is a line of the log about one port of a request.
+func (ed *edit) portLine(event string, a Action, r Request, vm VMID, p RequestPort, reason string) Activity {
+	l := ed.line(event, a, vm.Scope())
+	l.VM, l.Request, l.Grant, l.Port, l.Source, l.End, l.Reason = vm.String(), r.ID, p.GrantID, p.Number, strings.Join(p.All(), ","), p.End, reason
+	return l
+}
+
+// Initiate asks for access under a policy: every port of every machine is
+// inside its bounds, or nothing is recorded. The same request by the same
+// caller while the first is open changes nothing and returns the first. It
+// takes the right to initiate at each machine, or at the policy.
+func (e *Engine) Initiate(ctx context.Context, c Caller, id PolicyID, in InitiateInput) (r Request, err error) {
+	if err := id.Check(); err != nil {
+		return Request{}, badRequest("id", "%v", err)
+	}
+	asks, err := readInitiate(in, c.Address)
+	if err != nil {
+		return Request{}, err
+	}
+	err = e.edit(ctx, c, func(ed *edit) error {
+		ed.aboutInitiate(asks, id.Scope())
+		// Rights come first: who has none is not told what there is.
+		for _, a := range asks {
+			if err := c.mayInitiate(a.vm, id); err != nil {
+				return err
+			}
+		}
+		p, there, err := found(ed.tx.Policy(id))
+		if err != nil {
+			return err
+		}
+		if !there {
+			return policyNotFound(id)
+		}
+		r, err = ed.initiate(p, asks, in.Justification)
+		return err
+	})
+	return r, err
+}
+
+// aboutInitiate is what the log says of a request that is refused.
+func (ed *edit) aboutInitiate(asks []asked, s Scope) {
+	ed.about = ed.line("request.initiated", ActionInitiate, s)
+	if len(asks) == 1 {
+		ed.about.Scope, ed.about.VM = asks[0].vm.Scope(), asks[0].vm.String()
+		if ports := asks[0].ports; len(ports) == 1 {
+			ed.about.Port, ed.about.Source = ports[0].number, strings.Join(ports[0].prefixes.All(), ",")
+		}
+	}
+}
+
+// mayInitiate refuses who may ask for access neither to the machine nor under
+// the policy.
+func (c Caller) mayInitiate(vm VMID, id PolicyID) error {
+	if c.May(ActionInitiate, id.Scope()) {
+		return nil
+	}
+	return c.Must(ActionInitiate, vm.Scope())
+}
+
+// InitiateVM asks for access to machines by whichever policies name them: one
+// request for each policy, all of them or none.
+func (e *Engine) InitiateVM(ctx context.Context, c Caller, in InitiateInput) (list []Request, err error) {
+	asks, err := readInitiate(in, c.Address)
+	if err != nil {
+		return nil, err
+	}
+	err = e.edit(ctx, c, func(ed *edit) error {
+		list = nil
+		ed.aboutInitiate(asks, Everywhere)
+		type part struct {
+			policy Policy
+			asks   []asked
+		}
+		var parts []*part
+		for _, a := range asks {
+			policies, err := ed.tx.PoliciesOf(a.vm)
+			if err != nil {
+				return err
+			}
+			for _, port := range a.ports {
+				i := slices.IndexFunc(policies, func(p Policy) bool {
+					entry, _ := p.vm(a.vm)
+					_, ok := entry.rule(port.number)
+					return ok
+				})
+				if i < 0 {
+					// Who may not ask is not told what there is.
+					if err := c.Must(ActionInitiate, a.vm.Scope()); err != nil {
+						return err
+					}
+					return badRequest("virtualMachines", "Port %d of the virtual machine '%s' is in no policy.", port.number, a.vm)
+				}
+				p := policies[i]
+				if err := c.mayInitiate(a.vm, p.ID); err != nil {
+					return err
+				}
+				n := slices.IndexFunc(parts, func(o *part) bool { return o.policy.ID.Key() == p.ID.Key() })
+				if n < 0 {
+					n, parts = len(parts), append(parts, &part{policy: p})
+				}
+				mine := parts[n]
+				if last := len(mine.asks) - 1; last < 0 || mine.asks[last].vm != a.vm {
+					mine.asks = append(mine.asks, asked{vm: a.vm})
+				}
+				last := &mine.asks[len(mine.asks)-1]
+				last.ports = append(last.ports, port)
+			}
+		}
+		for _, p := range parts {
+			r, err := ed.initiate(p.policy, p.asks, in.Justification)
+			if err != nil {
+				return err
+			}
+			list = append(list, r)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// initiate judges what is asked under p, and records and grants it.
+func (ed *edit) initiate(p Policy, asks []asked, justification string) (Request, error) {
+	r := Request{ID: ed.id(), Policy: p.ID, Start: ed.now, Requestor: ed.caller.Name, Principal: ed.caller.ID, Justification: justification, Call: ed.caller.Request}
+	longest := map[*RequestPort]time.Duration{}
+	for _, a := range asks {
+		if err := ed.supported(a.vm); err != nil {
+			return r, err
+		}
+		entry, _ := p.vm(a.vm)
+		vm := RequestVM{ID: a.vm, Ports: make([]RequestPort, len(a.ports))}
+		if entry.ID != (VMID{}) {
+			vm.ID = entry.ID // in the letter case it is known by
+		}
+		for i, asked := range a.ports {
+			rule, b, err := p.judge(a.vm, asked, ed.now)
+			if err != nil {
+				return r, err
+			}
+			vm.Ports[i] = RequestPort{Number: asked.number, Prefixes: asked.prefixes, End: asked.until(ed.now), Length: asked.length,
+				Status: Pending, Reason: UserRequested, MappedPort: rule.MappedPort}
+			if ed.e.Outer != nil {
+				vm.Ports[i].Outer = &Layer{Name: ed.e.Outer.Name(), Status: Initiating}
+			}
+			longest[&vm.Ports[i]] = b.longest
+		}
+		r.VMs = append(r.VMs, vm)
+	}
+	if p.Approval != nil {
+		if p.Approval.Justification && strings.TrimSpace(justification) == "" {
+			return r, badRequest("justification", "The policy '%s' asks for a justification.", p.ID)
+		}
+		r.Approval = &RequestApproval{Approval: *p.Approval, Until: ed.now.Add(p.Approval.wait()), Verdicts: []Verdict{}}
+	}
+	first, repeated, err := ed.repeated(r)
+	if err != nil || repeated {
+		return first, err
+	}
+	if r.Approval == nil {
+		for _, port := range r.eachPort() {
+			port.grant(ed.id(), ed.now, longest[port])
+		}
+	}
+	if err := ed.replace(&r); err != nil {
+		return r, err
+	}
+	for vm, port := range r.eachPort() {
+		ed.tell(ed.portLine("request.initiated", ActionInitiate, r, vm, *port, justification))
+	}
+	return r, ed.put(r, r.Approval == nil)
+}
+
+// put keeps a request and, where its grants changed, has the lists of its
+// machines made anew.
+func (ed *edit) put(r Request, changed bool) error {
+	for _, vm := range r.VMs {
+		if changed {
+			ed.renew(vm.ID, false)
+		}
+	}
+	return ed.tx.PutRequest(r)
+}
+
+// repeated finds the request that r is sent again of.
+func (ed *edit) repeated(r Request) (Request, bool, error) {
+	recent, err := ed.tx.Requests(RequestFilter{Policy: &r.Policy, Principal: r.Principal, Open: true, Since: ed.now.Add(-repeatedWithin)})
+	if err != nil {
+		return Request{}, false, err
+	}
+	for _, first := range recent {
+		first.settle(ed.now)
+		if ed.now.Sub(first.Start) < repeatedWithin && first.repeats(r) {
+			return first, true, nil
+		}
+	}
+	return Request{}, false, nil
+}
+
+// repeats reports whether the request again asks for the same, and r is open.
+func (r Request) repeats(again Request) bool {
+	if r.Justification != again.Justification || len(r.VMs) != len(again.VMs) {
+		return false
+	}
+	for _, v := range r.VMs {
+		i := slices.IndexFunc(again.VMs, func(o RequestVM) bool { return o.ID.Key() == v.ID.Key() })
+		if i < 0 || len(again.VMs[i].Ports) != len(v.Ports) {
+			return false
+		}
+		for _, p := range v.Ports {
+			j := slices.IndexFunc(again.VMs[i].Ports, func(o RequestPort) bool { return o.Number == p.Number })
+			if j < 0 || p.Status == Revoked || !p.Closed.IsZero() {
+				return false
+			}
+			o := again.VMs[i].Ports[j]
+			if !sameSources(p.Prefixes, o.Prefixes) || p.Length != o.Length || p.Length == 0 && o.End.Sub(p.End).Abs() > 5*time.Second {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// sameSources reports whether two sources are the same set of addresses.
+func sameSources(a, b Prefixes) bool {
+	x, errX := a.sources()
+	y, errY := b.sources()
+	return errX == nil && errY == nil && slices.EqualFunc(x, y, func(a, b netip.Prefix) bool { return a == b })
+}
+
+// replace ends what the same person asked for before on the same port for the
+// same source: the newer request says how long. Others' requests stand beside
+// it, so that nobody ends a colleague's access by asking for their own. While
+// r waits for approval it replaces only what waits as well.
+func (ed *edit) replace(r *Request) error {
+	for vm, port := range r.eachPort() {
+		older, err := ed.tx.Requests(RequestFilter{VM: &vm, Principal: r.Principal, Open: true})
+		if err != nil {
+			return err
+		}
+		var terms []Term
+		for _, o := range older {
+			if o.ID >= r.ID {
+				continue
+			}
+			changed := o.settle(ed.now)
+			for at, p := range o.eachPort() {
+				if at.Key() != vm.Key() || p.Number != port.Number || !sameSources(p.Prefixes, port.Prefixes) ||
+					p.Status == Revoked || port.Status == Pending && p.Status != Pending {
+					continue
+				}
+				if p.Status != Pending {
+					terms = append(terms, p.terms()...)
+				}
+				p.end(NewerRequestInitiated, ed.now)
+				ed.tell(ed.portLine("request.revoked", ActionInitiate, o, at, *p, "request "+r.ID+" took its place"))
+				changed = true
+			}
+			if changed {
+				if err := ed.tx.PutRequest(o); err != nil {
+					return err
+				}
+			}
+		}
+		if port.Status != Pending {
+			if err := port.takeOver(terms, ed.now); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// sees reports whether the caller may read of a request: it is the caller's
+// own, or under a policy or for a machine they may read. Of the machines in it
+// only those are left.
+func (c Caller) sees(r *Request) bool {
+	if r.Principal == c.ID || c.May(ActionRead, r.Policy.group()) {
+		return true
+	}
+	r.VMs = slices.DeleteFunc(r.VMs, func(v RequestVM) bool { return !c.May(ActionRead, v.ID.Scope()) })
+	return len(r.VMs) > 0
+}
+
+// ListRequests lists requests for machines the caller may read, and the
+// caller's own.
+func (e *Engine) ListRequests(ctx context.Context, c Caller, f RequestFilter) (page []Request, next string, err error) {
+	now := e.Now()
+	err = e.Store.View(ctx, func(tx Tx) error {
+		page, next = nil, ""
+		for some := f; ; {
+			list, err := tx.Requests(some)
+			if err != nil {
+				return err
+			}
+			for _, r := range list {
+				some.After = r.ID
+				r.settle(now)
+				if f.Open && !r.Open() || !c.sees(&r) {
+					continue
+				}
+				if f.Limit > 0 && len(page) == f.Limit {
+					next = page[f.Limit-1].ID
+					return nil
+				}
+				page = append(page, r)
+			}
+			if f.Limit == 0 || len(list) < f.Limit {
+				return nil
+			}
+		}
+	})
+	return page, next, err
+}
+
+// GetRequest returns one request.
+func (e *Engine) GetRequest(ctx context.Context, c Caller, id string) (r Request, err error) {
+	err = e.Store.View(ctx, func(tx Tx) error {
+		r, err = readRequest(tx, id, e.Now())
+		return err
+	})
+	if err != nil {
+		return Request{}, err
+	}
+	machine := r.VMs[0].ID
+	if !c.sees(&r) {
+		return Request{}, c.Must(ActionRead, machine.Scope())
+	}
+	return r, nil
+}
+
+// readRequest reads a request as it stands at now.
+func readRequest(tx Tx, id string, now time.Time) (Request, error) {
+	r, there, err := found(tx.Request(id))
+	if err == nil && !there {
+		err = Refuse(NotFound, "RequestNotFound", "There is no request '%s'.", clip(id))
+	}
+	r.settle(now)
+	return r, err
+}
+
+// judgeWords refuses what is no sentence for the record.
+func judgeWords(target, s string) error {
+	switch {
+	case len(s) > maxJustification:
+		return badRequest(target, "The %s has %d bytes, the limit is %d.", target, len(s), maxJustification)
+	case !utf8.ValidString(s):
+		return badRequest(target, "The %s is not UTF-8 text.", target)
+	}
+	return nil
+}
+
+// Revoke closes a request's ports now. Its requestor may, and who has
+// ActionRevoke at each of its machines. One that is over stays as it is.
+func (e *Engine) Revoke(ctx context.Context, c Caller, id, reason string) (r Request, err error) {
+	if err := judgeWords("reason", reason); err != nil {
+		return Request{}, err
+	}
+	err = e.edit(ctx, c, func(ed *edit) error {
+		if r, err = readRequest(ed.tx, id, ed.now); err != nil {
+			return err
+		}
+		ed.aboutRequest("request.revoked", ActionRevoke, r)
+		if r.Principal != c.ID {
+			for _, v := range r.VMs {
+				if err := c.Must(ActionRevoke, v.ID.Scope()); err != nil {
+					return err
+				}
+			}
+		}
+		var granted bool
+		for vm, p := range r.eachPort() {
+			if p.Status == Revoked {
+				continue
+			}
+			granted = granted || p.Status != Pending
+			p.end(UserRequested, ed.now)
+			ed.tell(ed.portLine("request.revoked", ActionRevoke, r, vm, *p, reason))
+		}
+		return ed.put(r, granted)
+	})
+	return r, err
+}
+
+// aboutRequest is what the log says where a change to a request is refused.
+func (ed *edit) aboutRequest(event string, a Action, r Request) {
+	ed.about = ed.line(event, a, r.VMs[0].ID.Scope())
+	ed.about.VM, ed.about.Request = r.VMs[0].ID.String(), r.ID
+}
+
+// Extend moves the end of a request's open ports to now + by, inside the
+// policy's bounds, which count from now again. Sessions are not cut. Where the
+// policy asks for approval, an extension is refused: ask anew. Only the
+// requestor may, as long as they may still ask for access.
+func (e *Engine) Extend(ctx context.Context, c Caller, id string, by time.Duration, reason string) (r Request, err error) {
+	if err := judgeWords("reason", reason); err != nil {
+		return Request{}, err
+	}
+	if by = by.Truncate(time.Second); by < shortestRequest {
+		return Request{}, badRequest("duration", "An extension is for a second at least.")
+	}
+	err = e.edit(ctx, c, func(ed *edit) error {
+		if r, err = readRequest(ed.tx, id, ed.now); err != nil {
+			return err
+		}
+		ed.aboutRequest("request.initiated", ActionInitiate, r)
+		for _, v := range r.VMs {
+			if err := c.mayInitiate(v.ID, r.Policy); err != nil {
+				return err
+			}
+		}
+		if r.Principal != c.ID {
+			return Refuse(Forbidden, "NotTheRequestor", "Only who asked for the request '%s' may extend it: ask for access of your own.", r.ID)
+		}
+		p, there, err := found(ed.tx.Policy(r.Policy))
+		switch {
+		case err != nil:
+			return err
+		case !there:
+			return policyNotFound(r.Policy)
+		case r.Approval != nil || p.Approval != nil:
+			return Refuse(Conflict, "ApprovalNeeded", "The policy '%s' asks for approval: ask for access anew.", r.Policy)
+		}
+		var extended bool
+		for vm, port := range r.eachPort() {
+			// One that the agent closed before its time, in a lockdown, stays so.
+			if port.Status == Revoked || !port.Closed.IsZero() {
+				continue
+			}
+			extended = true
+			if err := ed.supported(vm); err != nil {
+				return err
+			}
+			if err := ed.extend(p, vm, port, by); err != nil {
+				return err
+			}
+			ed.tell(ed.portLine("request.initiated", ActionInitiate, r, vm, *port, strings.TrimSpace("extended. "+reason)))
+		}
+		if !extended {
+			return Refuse(Conflict, "RequestOver", "The request '%s' is over: ask for access anew.", r.ID)
+		}
+		return ed.put(r, true)
+	})
+	return r, err
+}
+
+// extend grants a port for another stretch of time.
+func (ed *edit) extend(p Policy, vm VMID, port *RequestPort, by time.Duration) error {
+	sources, err := port.Prefixes.sources()
+	if err != nil {
+		return err
+	}
+	_, b, err := p.judge(vm, askedPort{number: port.Number, prefixes: port.Prefixes, sources: sources, length: by}, ed.now)
+	if err != nil {
+		return err
+	}
+	before := port.terms()
+	port.Length, port.End = by, ed.now.Add(by)
+	port.From, port.Until = window(ed.now, port.End, b.longest)
+	if port.From.After(ed.now.Add(-policy.Skew)) {
+		// One that has begun by every clock goes on under its id; this one has
+		// not, and takes over from it.
+		port.GrantID = ed.id()
+	}
+	return port.takeOver(before, ed.now)
+}
+
+// grantPort finds the port of a machine that a grant is for, among requests
+// that are over as well. The request may be changed through it and put back.
+func grantPort(tx Tx, vm VMID, grant string) (*Request, *RequestPort, error) {
+	for _, f := range []RequestFilter{{VM: &vm, Open: true}, {VM: &vm, Newest: true, Limit: historyShown}} {
+		list, err := tx.Requests(f)
+		if err != nil {
+			return nil, nil, err
+		}
+		for i := range list {
+			for at, p := range list[i].eachPort() {
+				if at.Key() == vm.Key() && (p.GrantID == grant || slices.ContainsFunc(p.Earlier, func(t Term) bool { return t.ID == grant })) {
+					return &list[i], p, nil
+				}
+			}
+		}
+	}
+	return nil, nil, ErrNotFound
 }

@@ -1,0 +1,192 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jitgate/jitgate/policy"
+)
+
+// editTries is how often an edit is begun, where documents it has to publish
+// are changed by others while they are being signed.
+const editTries = 8
+
+// errUnsigned ends a rehearsal: nothing of it is written.
+var errUnsigned = errors.New("documents have yet to be signed")
+
+// edit is one change in the making: what is read, judged and written in one
+// transaction, with the documents and the lines of the log that go with it.
+//
+// Keys in this process sign within the transaction. A signer that may be slow
+// (a command, a key vault) must not hold the store's one writer: the edit is
+// rehearsed, rolled back, its documents are signed, and it is done again. It
+// stands if it comes to the same documents; if somebody else changed them
+// meanwhile, they are signed anew (docs/adr/0020-one-writer.md). So what an
+// edit does depends on the transaction, its time and its ids, and on nothing
+// else.
+type edit struct {
+	e      *Engine
+	tx     Tx
+	caller Caller
+	now    time.Time
+
+	ids  []string // made so far; the same at every try
+	used int
+
+	due      map[string]due             // by Key of the machine
+	signed   map[string]policy.Envelope // by type and payload
+	unsigned []policy.Envelope
+
+	lines []Activity
+	about Activity // what the log says where the edit is refused; zero: nothing
+}
+
+// edit runs f in one Update. f may run several times.
+func (e *Engine) edit(ctx context.Context, c Caller, f func(*edit) error) error {
+	ed := &edit{e: e, caller: c, now: e.Now().UTC(), signed: map[string]policy.Envelope{}}
+	for range editTries {
+		err := e.Store.Update(ctx, func(tx Tx) error {
+			ed.tx, ed.used, ed.due, ed.unsigned, ed.lines, ed.about = tx, 0, map[string]due{}, nil, nil, Activity{}
+			if err := f(ed); err != nil {
+				return err
+			}
+			if err := ed.publish(); err != nil {
+				return err
+			}
+			switch {
+			case len(ed.unsigned) > 0:
+				return errUnsigned
+			case len(ed.lines) > 0:
+				return tx.AppendActivity(ed.lines...)
+			}
+			return nil
+		})
+		if !errors.Is(err, errUnsigned) {
+			ed.tellRefusal(ctx, err)
+			return err
+		}
+		for _, envelope := range ed.unsigned {
+			if err := ed.sign(ctx, envelope); err != nil {
+				return err
+			}
+		}
+	}
+	return Refuse(Unavailable, "ServerBusy", "The same machines are being changed by others all the time: nothing was changed, try again.")
+}
+
+// tellRefusal records who tried what they may not. What is not there, or was
+// changed by somebody else meanwhile, is no news.
+func (ed *edit) tellRefusal(ctx context.Context, err error) {
+	refusal := AsError(err)
+	if refusal == nil || ed.about.Event == "" {
+		return
+	}
+	if refusal.Kind != Forbidden && refusal.Kind != Invalid && refusal.Kind != Conflict {
+		return
+	}
+	line := ed.about
+	line.Status, line.Code, line.Reason = "Failed", refusal.Code, refusal.Message
+	err = ed.e.Store.Update(ctx, func(tx Tx) error { return tx.AppendActivity(line) })
+	if err != nil {
+		ed.e.Log.Error("cannot record a refusal", "event", line.Event, "call", line.Call, "error", err)
+	}
+}
+
+// id returns a new id.
+func (ed *edit) id() string {
+	if ed.used == len(ed.ids) {
+		ed.ids = append(ed.ids, ed.e.ids.next(ed.now))
+	}
+	ed.used++
+	return ed.ids[ed.used-1]
+}
+
+// line begins a line of the log about what the caller does. The caller of what
+// nobody asked for is the zero Caller.
+func (ed *edit) line(event string, a Action, s Scope) Activity {
+	l := Activity{Time: ed.now, Event: event, Operation: string(a), Status: "Succeeded", Scope: s,
+		Actor: cmp.Or(ed.caller.Name, ed.caller.ID), Principal: ed.caller.ID, Call: ed.caller.Request}
+	if ed.caller.Address.IsValid() {
+		l.Address = ed.caller.Address.String()
+	}
+	return l
+}
+
+// tell adds lines to the log.
+func (ed *edit) tell(lines ...Activity) { ed.lines = append(ed.lines, lines...) }
+
+// signedBy returns the envelope of a payload, signed, as agents take it. In a
+// rehearsal it is empty.
+func (ed *edit) signedBy(signer crypto.Signer, typ policy.Type, payload []byte) (policy.Envelope, error) {
+	if _, err := policy.ParseDocument(typ, payload); err != nil {
+		return policy.Envelope{}, err
+	}
+	key := string(typ) + "\x00" + string(payload)
+	if envelope, ok := ed.signed[key]; ok {
+		return envelope, nil
+	}
+	envelope := policy.Envelope{Type: typ, Payload: payload}
+	if inProcess(signer) {
+		return envelope, envelope.Sign(signer)
+	}
+	ed.unsigned = append(ed.unsigned, envelope)
+	return envelope, nil
+}
+
+// inProcess reports whether the signer is a key in memory: it signs in
+// microseconds and cannot hang.
+func inProcess(signer crypto.Signer) bool {
+	switch signer.(type) {
+	case ed25519.PrivateKey, *ecdsa.PrivateKey:
+		return true
+	}
+	return false
+}
+
+// sign signs an envelope outside any transaction. A signer that never answers
+// keeps a goroutine, and not the caller.
+func (ed *edit) sign(ctx context.Context, envelope policy.Envelope) error {
+	signer := ed.e.Realm.Grant
+	if envelope.Type == policy.TypePolicy {
+		signer = ed.e.Realm.Policy
+	}
+	done := make(chan error, 1)
+	mine := envelope
+	go func() { done <- mine.Sign(signer) }()
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		ed.e.Log.Error("cannot sign", "type", envelope.Type, "error", err)
+		return Refuse(Unavailable, "SigningFailed", "The control plane's key could not sign: nothing was changed, try again.")
+	}
+	ed.signed[string(mine.Type)+"\x00"+string(mine.Payload)] = mine
+	return nil
+}
+
+// published checks that agents will take what is about to be stored.
+func (ed *edit) published(envelope policy.Envelope) ([]byte, error) {
+	if len(envelope.Signatures) == 0 { // a rehearsal
+		return nil, nil
+	}
+	raw := envelope.Encode()
+	var err error
+	if envelope.Type == policy.TypePolicy {
+		_, err = policy.OpenPolicy(raw, ed.e.Realm.Trust)
+	} else {
+		_, err = policy.OpenGrants(raw, ed.e.Realm.Trust)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("agents would refuse what was signed: %w", err)
+	}
+	return raw, nil
+}

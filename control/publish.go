@@ -1,0 +1,255 @@
+package control
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/jitgate/jitgate/policy"
+)
+
+// How long documents are good, and when they are made anew.
+const (
+	policyValid = 365 * 24 * time.Hour
+	policyRenew = 30 * 24 * time.Hour // before the end
+	grantsValid = policy.DefaultMaxGrantsAge
+	grantsRenew = 6 * time.Hour // after they were issued, while something is open
+)
+
+// policyDocument is what a machine guards: the ports of every policy that
+// names it.
+func policyDocument(h policy.Header, epoch uint64, vm VMID, policies []Policy) (policy.Policy, error) {
+	doc := policy.Policy{Header: h, Epoch: epoch, Host: policy.Host{ID: vm.Key()}, MaxGrantsAge: policy.DefaultMaxGrantsAge}
+	for _, p := range policies {
+		entry, _ := p.vm(vm)
+		for _, r := range entry.Ports {
+			b, err := r.bounds()
+			if err != nil {
+				return doc, err
+			}
+			doc.Ports = append(doc.Ports, policy.Port{Number: r.Number, EndNumber: r.Number, Protocol: r.Protocol, AllowedSources: b.sources,
+				MaxRequestAccessDuration: b.longest, SessionsAtEnd: cmp.Or(r.Sessions, policy.Keep)})
+		}
+	}
+	slices.SortFunc(doc.Ports, func(a, b policy.Port) int { return cmp.Compare(a.Number, b.Number) })
+	return doc, nil
+}
+
+// grantsDocument is the complete list of a machine's grants: those of its open
+// requests, and of the list before those that ended by time a moment ago. An
+// agent whose clock is behind may still have one of these open, and what
+// leaves the list before its end reads as revoked, which cuts sessions.
+func grantsDocument(h policy.Header, epoch uint64, vm VMID, policyVersion uint64, open []Request, before []policy.Grant, now time.Time) (policy.Grants, error) {
+	doc := policy.Grants{Header: h, Epoch: epoch, Host: policy.Host{ID: vm.Key()}, PolicyVersion: policyVersion}
+	listed := map[string]bool{}
+	add := func(g policy.Grant) {
+		if !listed[g.ID] && now.Before(g.End.Add(policy.Skew)) {
+			listed[g.ID] = true
+			doc.Grants = append(doc.Grants, g)
+		}
+	}
+	for _, r := range open {
+		for _, v := range r.VMs {
+			if v.ID.Key() != vm.Key() {
+				continue
+			}
+			for _, p := range v.Ports {
+				if p.Status != Initiating && p.Status != Initiated {
+					continue
+				}
+				sources, err := p.Prefixes.sources()
+				if err != nil {
+					return doc, fmt.Errorf("stored request %s: %w", r.ID, err)
+				}
+				for _, t := range p.terms() {
+					add(policy.Grant{ID: t.ID, Number: p.Number, Sources: sources, Start: t.From, End: t.Until,
+						Requestor: cut(cmp.Or(r.Requestor, r.Principal), 256), Justification: r.Justification})
+				}
+			}
+		}
+	}
+	for _, g := range before {
+		if !now.Before(g.End) {
+			add(g)
+		}
+	}
+	return doc, nil
+}
+
+// cut is s, of at most n bytes, in whole characters.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xC0 == 0x80 {
+		n--
+	}
+	return s[:n]
+}
+
+// header begins the document that follows the version last.
+func (ed *edit) header(last uint64, valid time.Duration) policy.Header {
+	now := ed.now.Truncate(time.Second)
+	return policy.Header{Realm: ed.e.Realm.Trust.Realm, Version: last + 1, Issued: now, Expires: now.Add(valid)}
+}
+
+// found is v, which may not be there.
+func found[T any](v T, err error) (T, bool, error) {
+	if errors.Is(err, ErrNotFound) {
+		return v, false, nil
+	}
+	return v, err == nil, err
+}
+
+// peopleSign reports whether a policy takes more than the control plane's own
+// key, under role.
+func (r Realm) peopleSign() (role policy.RoleKeys, waits bool) {
+	role, _ = r.Trust.Role(policy.RolePolicy)
+	return role, r.Policy == nil || role.Threshold > 1
+}
+
+// due is what a machine gets at the end of an edit.
+type due struct {
+	vm    VMID
+	guard bool // its policy document too
+}
+
+// renew has a machine's list of grants made anew when the edit is done, once,
+// however often it is asked; with guard its policy document before it.
+func (ed *edit) renew(vm VMID, guard bool) {
+	d := ed.due[vm.Key()]
+	ed.due[vm.Key()] = due{vm, d.guard || guard}
+}
+
+// publish makes the documents that are due. The order is always the same: a
+// second try has to come to the same documents.
+func (ed *edit) publish() error {
+	for _, key := range slices.Sorted(maps.Keys(ed.due)) {
+		d := ed.due[key]
+		if d.guard {
+			if err := ed.publishPolicy(d.vm); err != nil {
+				return err
+			}
+		}
+		if err := ed.publishGrants(d.vm); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// publishPolicy makes the next policy document of a machine, or puts it before
+// the people who sign.
+func (ed *edit) publishPolicy(vm VMID) error {
+	policies, err := ed.tx.PoliciesOf(vm)
+	if err != nil {
+		return err
+	}
+	last, _, err := found(ed.tx.Document(vm.Key(), policy.TypePolicy))
+	if err != nil {
+		return err
+	}
+	pending, waited, err := found(ed.tx.PendingPolicy(vm))
+	if err != nil {
+		return err
+	}
+	role, waits := ed.e.Realm.peopleSign()
+	// Whoever was shown a pending document may have signed and delivered it by
+	// hand: its version is not used again.
+	doc, err := policyDocument(ed.header(max(last.Version, pending.Version), policyValid), role.Epoch, vm, policies)
+	if err != nil {
+		return err
+	}
+	payload := doc.Encode()
+	envelope := policy.Envelope{Type: policy.TypePolicy, Payload: payload}
+	if ed.e.Realm.Policy != nil {
+		envelope, err = ed.signedBy(ed.e.Realm.Policy, policy.TypePolicy, payload)
+	} else {
+		_, err = policy.ParseDocument(policy.TypePolicy, payload)
+	}
+	if policy.CodeOf(err) == policy.TooLarge {
+		return Refuse(Invalid, "InvalidPolicy", "The policies of '%s' are too large together: %v.", vm, err)
+	} else if err != nil {
+		return fmt.Errorf("policy document of %s: %w", vm, err)
+	}
+	if waits {
+		p := PendingPolicy{VM: vm, Version: doc.Version, Payload: payload, Created: ed.now, By: cmp.Or(ed.caller.Name, ed.caller.ID)}
+		if len(envelope.Signatures) > 0 {
+			p.Partial = envelope.Encode()
+		}
+		return ed.tx.PutPendingPolicy(p)
+	}
+	if waited {
+		if err := ed.tx.DeletePendingPolicy(vm); err != nil {
+			return err
+		}
+	}
+	return ed.store(vm, envelope, doc.Header)
+}
+
+// publishGrants makes the next list of grants of a machine.
+func (ed *edit) publishGrants(vm VMID) error {
+	last, was, err := found(ed.tx.Document(vm.Key(), policy.TypeGrants))
+	if err != nil {
+		return err
+	}
+	var before []policy.Grant
+	if was {
+		if before, err = readGrants(last.Signed); err != nil {
+			return fmt.Errorf("stored grants of %s: %w", vm, err)
+		}
+	}
+	guard, _, err := found(ed.tx.Document(vm.Key(), policy.TypePolicy))
+	if err != nil {
+		return err
+	}
+	open, err := ed.tx.Requests(RequestFilter{VM: &vm, Open: true})
+	if err != nil {
+		return err
+	}
+	role, _ := ed.e.Realm.Trust.Role(policy.RoleGrant)
+	doc, err := grantsDocument(ed.header(last.Version, grantsValid), role.Epoch, vm, guard.Version, open, before, ed.now)
+	if err != nil {
+		return err
+	}
+	payload := doc.Encode()
+	full := len(doc.Grants) > policy.MaxGrants
+	var envelope policy.Envelope
+	if !full {
+		envelope, err = ed.signedBy(ed.e.Realm.Grant, policy.TypeGrants, payload)
+		full = policy.CodeOf(err) == policy.TooLarge
+	}
+	switch {
+	case full:
+		return Refuse(TooMany, "TooManyGrants", "The virtual machine '%s' has too many grants open: %d with this request, in %d bytes; the limits are %d and %d. Wait until some end, or revoke some.",
+			vm, len(doc.Grants), len(payload), policy.MaxGrants, policy.MaxPayload)
+	case err != nil:
+		return fmt.Errorf("grants of %s: %w", vm, err)
+	}
+	return ed.store(vm, envelope, doc.Header)
+}
+
+// readGrants reads a list that was verified before it was stored.
+func readGrants(signed []byte) ([]policy.Grant, error) {
+	envelope, err := policy.ParseEnvelope(signed)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := policy.ParseDocument(policy.TypeGrants, envelope.Payload)
+	if err != nil {
+		return nil, err
+	}
+	return doc.(policy.Grants).Grants, nil
+}
+
+// store keeps a signed document as the newest of its machine and kind.
+func (ed *edit) store(vm VMID, envelope policy.Envelope, h policy.Header) error {
+	raw, err := ed.published(envelope)
+	if err != nil {
+		return err
+	}
+	return ed.tx.PutDocument(Document{VM: vm.Key(), Type: envelope.Type, Version: h.Version, Issued: h.Issued, Expires: h.Expires, Signed: raw})
+}
