@@ -341,6 +341,7 @@ func (e *Engine) viewRequests(tx Tx, id VMID, v *VMView) error {
 		return err
 	}
 	for _, r := range open {
+		r.settle(e.Now())
 		for _, vm := range r.VMs {
 			if vm.ID.Key() != id.Key() {
 				continue

@@ -239,15 +239,6 @@ func some(list []netip.Prefix) string {
 	return strings.Join(out, ", ")
 }
 
-// vm is the policy's entry for a machine.
-func (p Policy) vm(id VMID) (PolicyVM, bool) {
-	i := slices.IndexFunc(p.VMs, func(v PolicyVM) bool { return v.ID.Key() == id.Key() })
-	if i < 0 {
-		return PolicyVM{}, false
-	}
-	return p.VMs[i], true
-}
-
 // rule is the machine's entry for a port.
 func (v PolicyVM) rule(number uint16) (PortRule, bool) {
 	i := slices.IndexFunc(v.Ports, func(r PortRule) bool { return r.Number == number })

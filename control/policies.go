@@ -3,8 +3,6 @@ package control
 import (
 	"cmp"
 	"context"
-	"encoding/json"
-	"hash/fnv"
 	"reflect"
 	"slices"
 	"strconv"
@@ -551,13 +549,13 @@ func (e *Engine) DeletePolicy(ctx context.Context, c Caller, id PolicyID) (was b
 // location. No port at all takes it out of every policy. ifMatch is
 // VMView.Revision in decimal, "*", or empty. It takes the right to write
 // policies, and the machine, at the machine.
-func (e *Engine) EditPorts(ctx context.Context, c Caller, vm VMID, ports []PortRule, ifMatch string) (VMView, error) {
+func (e *Engine) EditPorts(ctx context.Context, c Caller, vm VMID, ports []PortRule, ifMatch string) (view VMView, err error) {
 	if len(ports) > 0 {
 		if err := judgeRules("ports", ports); err != nil {
 			return VMView{}, err
 		}
 	}
-	err := e.edit(ctx, c, func(ed *edit) error {
+	err = e.edit(ctx, c, func(ed *edit) error {
 		ed.about = ed.line("policy.written", ActionWrite, vm.Scope())
 		ed.about.VM = vm.String()
 		if err := c.Must(ActionWrite, vm.Scope()); err != nil {
@@ -571,7 +569,7 @@ func (e *Engine) EditPorts(ctx context.Context, c Caller, vm VMID, ports []PortR
 			return err
 		}
 		if !there {
-			return Refuse(NotFound, "ResourceNotFound", "The virtual machine '%s' is not known here: put it into the inventory first.", vm)
+			return errNoVM(vm)
 		}
 		policies, err := ed.tx.PoliciesOf(vm)
 		if err != nil {
@@ -592,7 +590,11 @@ func (e *Engine) EditPorts(ctx context.Context, c Caller, vm VMID, ports []PortR
 	if err != nil {
 		return VMView{}, err
 	}
-	return e.GetVM(ctx, c, vm)
+	err = e.Store.View(ctx, func(tx Tx) error {
+		view, err = e.viewVM(tx, vm)
+		return err
+	})
+	return view, err
 }
 
 // home is the policy "default" of a machine that none names.
@@ -670,24 +672,6 @@ func (p Policy) with(entry PolicyVM) Policy {
 		p.VMs = append(p.VMs, entry)
 	}
 	return p
-}
-
-// portsRevision is the ETag of a machine's ports: it changes with what any
-// policy says of them, and not with what they say of other machines.
-func portsRevision(vm VMID, policies []Policy) uint64 {
-	h := fnv.New64a()
-	for _, p := range policies {
-		entry, _ := p.vm(vm)
-		text, err := json.Marshal(struct {
-			Policy string
-			Entry  PolicyVM
-		}{p.ID.Key(), entry})
-		if err != nil {
-			panic("control: encoding a policy's entry: " + err.Error()) // our own plain struct
-		}
-		h.Write(text)
-	}
-	return h.Sum64()
 }
 
 // SetApproval says who must agree to requests under a policy; nil is nobody.
