@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -27,7 +26,7 @@ import (
 // database being small.
 type PostgresServer struct {
 	bin, dir string
-	owner    *syscall.Credential // nil: this process's
+	owner    *syscall.SysProcAttr // who its processes run as
 	port     int
 	settings []string
 	process  *os.Process
@@ -123,7 +122,7 @@ func startServer(settings ...string) (_ *PostgresServer, err error) {
 	if s.dir, err = os.MkdirTemp("", "jitgate-postgres-"); err != nil {
 		return nil, err
 	}
-	if err := s.own(); err != nil {
+	if s.owner, err = ownedByNobody(s.dir); err != nil {
 		os.RemoveAll(s.dir)
 		return nil, err
 	}
@@ -131,7 +130,7 @@ func startServer(settings ...string) (_ *PostgresServer, err error) {
 		os.RemoveAll(s.dir)
 		return nil, err
 	}
-	initdb := s.command("initdb", "--no-sync", "--auth=trust", "--username=tester", "--encoding=UTF8", "--locale=C", "--pgdata", filepath.Join(s.dir, "data"))
+	initdb := s.command(filepath.Join(s.bin, "initdb"), "--no-sync", "--auth=trust", "--username=tester", "--encoding=UTF8", "--locale=C", "--pgdata", filepath.Join(s.dir, "data"))
 	if out, err := initdb.CombinedOutput(); err != nil {
 		s.warden.Close()
 		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
@@ -164,50 +163,27 @@ func binaries() (string, error) {
 	return filepath.Dir(path), nil
 }
 
-// own gives the directory to somebody PostgreSQL runs as: it refuses root.
-func (s *PostgresServer) own() error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	nobody, err := user.Lookup("nobody")
-	if err != nil {
-		return err
-	}
-	uid, err := strconv.ParseUint(nobody.Uid, 10, 32)
-	if err != nil {
-		return err
-	}
-	gid, err := strconv.ParseUint(nobody.Gid, 10, 32)
-	if err != nil {
-		return err
-	}
-	s.owner = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-	return os.Chown(s.dir, int(uid), int(gid))
-}
-
 // command is a program that works for the server, in its directory.
 func (s *PostgresServer) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(s.bin, name), args...)
+	cmd := exec.Command(name, args...)
 	cmd.Dir = s.dir
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
-	// Its own session: what is typed at the tests' terminal is not for it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.owner, Setsid: true}
+	cmd.SysProcAttr = s.owner
 	return cmd
 }
 
 // wardScript waits for the end of its input, which is that of the test or of
 // the program, even of a killed one; then the server goes, with its files.
 const wardScript = `cat >/dev/null
-if pid=$(head -n 1 data/postmaster.pid 2>/dev/null); then
-	kill -QUIT "$pid" 2>/dev/null
-	while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+n=0
+if pid=$(head -n 1 data/postmaster.pid 2>/dev/null) && kill -QUIT "$pid" 2>/dev/null; then
+	while [ -e data/postmaster.pid ] && [ $((n += 1)) -le 200 ]; do sleep 0.05; done
 fi
 rm -rf "$PWD"`
 
 // ward sees to it that nothing is left behind.
 func (s *PostgresServer) ward() (err error) {
-	s.warded = s.command("sh", "-c", wardScript)
-	s.warded.Path, s.warded.Err = "/bin/sh", nil
+	s.warded = s.command("/bin/sh", "-c", wardScript)
 	if s.warden, err = s.warded.StdinPipe(); err != nil {
 		return err
 	}
@@ -240,7 +216,7 @@ func (s *PostgresServer) startOn(port int) error {
 		"wal_level=minimal", "max_wal_senders=0", "log_line_prefix=%m %p "}, s.settings...) {
 		args = append(args, "-c", setting)
 	}
-	process := s.command("postgres", args...)
+	process := s.command(filepath.Join(s.bin, "postgres"), args...)
 	log, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
