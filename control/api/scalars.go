@@ -20,11 +20,11 @@ const instantLayout = "2006-01-02T15:04:05.9999999Z"
 // second.
 func parseInstant(s string) (time.Time, error) {
 	bad := fmt.Errorf("%q is not a date like 2026-11-22T18:55:15Z", clip(s))
-	if len(s) > len("2006-01-02T15:04:05.999999999+00:00") || strings.Contains(s, ",") {
-		return time.Time{}, bad
-	}
 	t, err := time.Parse(time.RFC3339Nano, s)
-	if err != nil {
+	// time.Parse would also take a comma, and digits it then drops.
+	_, fraction, _ := strings.Cut(s, ".")
+	digits := strings.IndexFunc(fraction, func(r rune) bool { return r < '0' || r > '9' })
+	if err != nil || digits > 9 || strings.Contains(s, ",") {
 		return time.Time{}, bad
 	}
 	if t = t.UTC(); t.Year() < 1970 || t.Year() > 9999 {
