@@ -75,7 +75,7 @@ func (s *store) migrate(ctx context.Context, log hclog.Logger) error {
 		return err
 	}
 	for done := false; !done; {
-		err := s.transact(ctx, s.writer, func(ctx context.Context, x *sql.Tx) (bool, error) {
+		err := s.transact(ctx, s.writer, func(x *sql.Tx) (bool, error) {
 			if err := s.begun(ctx, x); err != nil {
 				return false, s.judge(ctx, err)
 			}
@@ -148,7 +148,7 @@ func Version(ctx context.Context, s control.Store) (int, error) {
 		return 0, err
 	}
 	var n int
-	err = ours.transact(ctx, ours.reader, func(ctx context.Context, x *sql.Tx) (bool, error) {
+	err = ours.transact(ctx, ours.reader, func(x *sql.Tx) (bool, error) {
 		n, err = ours.applied(ctx, x, all)
 		return false, err
 	})

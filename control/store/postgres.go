@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,9 +36,6 @@ const (
 	channel = "jitgate"
 	// startPatience is how long a database may take to come up.
 	startPatience = 30 * time.Second
-	// transactionsAtMost is the longest a transaction may take. A server that
-	// is cut off from us must not hold calls for as long as TCP hopes.
-	transactionsAtMost = 30 * time.Second
 	// attentionSpan is how long the listener hears nothing before it asks
 	// whether its connection still lives.
 	attentionSpan = 20 * time.Second
@@ -70,9 +66,8 @@ func openPostgres(ctx context.Context, dsn string, log hclog.Logger, w *wakers) 
 	}
 	e := &postgresEngine{config: config, log: log, wakers: w, self: rand.Text()}
 	e.db = stdlib.OpenDB(*config, stdlib.OptionAfterConnect(checkServer))
-	n := max(10, 4*runtime.NumCPU())
-	e.db.SetMaxOpenConns(n)
-	e.db.SetMaxIdleConns(n)
+	e.db.SetMaxOpenConns(connectionsAtMost)
+	e.db.SetMaxIdleConns(connectionsAtMost)
 	e.db.SetConnMaxIdleTime(5 * time.Minute)
 	if err := e.connect(ctx); err != nil {
 		e.db.Close()
@@ -139,7 +134,6 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 func (e *postgresEngine) name() string             { return "postgres" }
 func (e *postgresEngine) contains(c string) string { return "strpos(" + c + ", ?) > 0" }
-func (e *postgresEngine) bound() time.Duration     { return transactionsAtMost }
 
 // query numbers the placeholders. There is no "?" in a query of ours that is
 // not one.

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -21,10 +20,6 @@ type sqliteEngine struct {
 	readers, writers *sql.DB
 	unlock           func()
 }
-
-// readersAtMost bounds the connections that read. A reader costs memory, and
-// more of them than processors answer no sooner.
-const readersAtMost = 8
 
 func openSQLite(ctx context.Context, path string) (_ *sqliteEngine, err error) {
 	path, err = realPath(path)
@@ -51,7 +46,7 @@ func openSQLite(ctx context.Context, path string) (_ *sqliteEngine, err error) {
 	if err := f.Close(); err != nil {
 		return nil, err
 	}
-	if e.writers, err = openFile(path, "_txlock=immediate"); err != nil {
+	if e.writers, err = openFile(path, durable, "_txlock=immediate"); err != nil {
 		return nil, err
 	}
 	e.writers.SetMaxOpenConns(1)
@@ -59,11 +54,11 @@ func openSQLite(ctx context.Context, path string) (_ *sqliteEngine, err error) {
 	if err := checkDurable(ctx, e.writers); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if e.readers, err = openFile(path, "_pragma=query_only(1)"); err != nil {
+	if e.readers, err = openFile(path, durable, "_pragma=query_only(1)"); err != nil {
 		return nil, err
 	}
-	e.readers.SetMaxOpenConns(readersAtMost)
-	e.readers.SetMaxIdleConns(readersAtMost)
+	e.readers.SetMaxOpenConns(connectionsAtMost)
+	e.readers.SetMaxIdleConns(connectionsAtMost)
 	return e, nil
 }
 
@@ -82,13 +77,15 @@ func realPath(path string) (string, error) {
 	return filepath.Join(dir, filepath.Base(path)), err
 }
 
-// openFile makes a pool of connections to a file. Every connection is durable
-// to the last commit (FULL, which syncs the log each time) and waits for a lock.
-func openFile(path string, more ...string) (*sql.DB, error) {
+// durable has a connection keep what it acknowledges: FULL syncs the log at
+// every commit.
+const durable = "_pragma=journal_mode(wal)&_pragma=synchronous(full)&_pragma=foreign_keys(1)"
+
+// openFile makes a pool of connections to a file, which wait for a lock.
+func openFile(path string, parameters ...string) (*sql.DB, error) {
 	// A drive letter comes after a slash too.
 	u := url.URL{Scheme: "file", Path: "/" + strings.TrimPrefix(filepath.ToSlash(path), "/")}
-	u.RawQuery = strings.Join(append([]string{
-		"_pragma=busy_timeout(10000)", "_pragma=journal_mode(wal)", "_pragma=synchronous(full)", "_pragma=foreign_keys(1)"}, more...), "&")
+	u.RawQuery = strings.Join(append([]string{"_pragma=busy_timeout(10000)"}, parameters...), "&")
 	return sql.Open("sqlite", u.String())
 }
 
@@ -112,7 +109,6 @@ func (e *sqliteEngine) name() string                            { return "sqlite
 func (e *sqliteEngine) query(q string) string                   { return q }
 func (e *sqliteEngine) ddl(q string) string                     { return q }
 func (e *sqliteEngine) contains(c string) string                { return "instr(" + c + ", ?) > 0" }
-func (e *sqliteEngine) bound() time.Duration                    { return 0 }
 func (e *sqliteEngine) begun(context.Context, *sql.Tx) error    { return nil }
 func (e *sqliteEngine) announce(context.Context, *sql.Tx) error { return nil }
 

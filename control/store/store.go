@@ -40,8 +40,6 @@ type engine interface {
 	// announce is the last thing in an Update that changed documents or
 	// activity: what other processes are to be told once it is committed.
 	announce(context.Context, *sql.Tx) error
-	// bound is the longest a transaction may take; zero is no bound.
-	bound() time.Duration
 	// passing reports whether an error says nothing against the call: the same
 	// call may work later.
 	passing(error) bool
@@ -59,6 +57,10 @@ type dialect interface {
 	// contains is a condition: a column has a string, an argument, in it.
 	contains(column string) string
 }
+
+// callsAtMost is the longest a View or an Update may take. A disk that hangs or
+// a server that is cut off must not hold its callers for ever.
+const callsAtMost = 30 * time.Second
 
 // commitPatience is how long a commit may take. A commit is not broken off
 // with the call: nobody would know what became of it.
@@ -113,29 +115,33 @@ func (s *store) Close() error { return s.close() }
 
 // Ping reports whether the store answers.
 func (s *store) Ping(ctx context.Context) error {
-	ctx, cancel := s.bounded(ctx)
+	ctx, cancel := context.WithTimeoutCause(ctx, callsAtMost, errBound)
 	defer cancel()
 	return s.judge(ctx, s.ping(ctx))
 }
 
 // View runs f on one consistent state.
 func (s *store) View(ctx context.Context, f func(control.Tx) error) error {
-	return s.transact(ctx, s.reader, func(ctx context.Context, x *sql.Tx) (changed bool, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, callsAtMost, errBound)
+	defer cancel()
+	return s.transact(ctx, s.reader, func(x *sql.Tx) (changed bool, err error) {
 		return false, f(&tx{store: s, ctx: ctx, sql: x, readOnly: true})
 	})
 }
 
 // Update runs f and commits.
 func (s *store) Update(ctx context.Context, f func(control.Tx) error) error {
-	return s.transact(ctx, s.writer, func(ctx context.Context, x *sql.Tx) (changed bool, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, callsAtMost, errBound)
+	defer cancel()
+	return s.transact(ctx, s.writer, func(x *sql.Tx) (changed bool, err error) {
 		if err := s.begun(ctx, x); err != nil {
 			return false, s.judge(ctx, err)
 		}
 		t := &tx{store: s, ctx: ctx, sql: x}
-		// What failed is not committed in part, whatever f made of its error.
 		if err := f(t); err != nil {
 			return false, err
 		}
+		// What failed is not committed in part, whatever f made of its error.
 		if t.failed != nil {
 			return false, t.failed
 		}
@@ -148,33 +154,24 @@ func (s *store) Update(ctx context.Context, f func(control.Tx) error) error {
 	})
 }
 
+// lend lends a connection, and says how a transaction begins on it.
+type lend func(context.Context) (*sql.Conn, *sql.TxOptions, error)
+
 // transact runs f in a transaction and commits it. Where f fails or panics,
 // nothing of it stays.
-func (s *store) transact(ctx context.Context, lend func(context.Context) (*sql.Conn, *sql.TxOptions, error), f func(context.Context, *sql.Tx) (bool, error)) error {
-	ctx, cancel := s.bounded(ctx)
-	defer cancel()
-	conn, options, err := lend(ctx)
-	if err != nil {
-		return s.judge(ctx, err)
-	}
-	defer conn.Close()
-
+func (s *store) transact(ctx context.Context, lend lend, f func(*sql.Tx) (changed bool, err error)) error {
 	// The transaction has a context of its own: its statements end with the
 	// call, its commit does not.
 	whole, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
-	beginning := context.AfterFunc(ctx, end)
-	x, err := conn.BeginTx(whole, options)
-	if !beginning() && err == nil {
-		x.Rollback()
-		return s.judge(ctx, context.Cause(ctx))
-	}
+	conn, x, err := s.begin(ctx, whole, end, lend)
 	if err != nil {
 		return s.judge(ctx, err)
 	}
+	defer conn.Close()
 	defer x.Rollback() // after a commit, nothing
 
-	changed, err := f(ctx, x)
+	changed, err := f(x)
 	if err != nil {
 		return err
 	}
@@ -184,9 +181,6 @@ func (s *store) transact(ctx context.Context, lend func(context.Context) (*sql.C
 	late := time.AfterFunc(commitPatience, end)
 	defer late.Stop()
 	if err := x.Commit(); err != nil {
-		if options.ReadOnly {
-			return s.judge(ctx, err)
-		}
 		return unavailable(fmt.Errorf("commit, which may have happened: %w", err))
 	}
 	if changed {
@@ -195,16 +189,32 @@ func (s *store) transact(ctx context.Context, lend func(context.Context) (*sql.C
 	return nil
 }
 
-// errBound is why a transaction that took too long was ended.
-var errBound = errors.New("the database took too long")
-
-// bounded gives a call without an end of its own the engine's.
-func (s *store) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	if s.bound() == 0 {
-		return context.WithCancel(ctx)
+// begin begins a transaction that lives in the context whole. Until it has
+// begun, nothing has happened: a connection that broke while nobody used it
+// is replaced.
+func (s *store) begin(ctx, whole context.Context, end func(), lend lend) (*sql.Conn, *sql.Tx, error) {
+	defer context.AfterFunc(ctx, end)()
+	for try := 0; ; try++ {
+		conn, options, err := lend(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		x, err := conn.BeginTx(whole, options)
+		if err == nil {
+			return conn, x, nil
+		}
+		conn.Close()
+		if ctx.Err() != nil || try == connectionsAtMost || !s.passing(err) {
+			return nil, nil, err
+		}
 	}
-	return context.WithTimeoutCause(ctx, s.bound(), errBound)
 }
+
+// connectionsAtMost bounds the connections to a database.
+const connectionsAtMost = 16
+
+// errBound is why a call that took too long was ended.
+var errBound = fmt.Errorf("the database took longer than %v", callsAtMost)
 
 // judge makes of an error of the engine's what callers can tell apart: the
 // caller's own end, what passes by itself, and what is wrong with us.
@@ -212,9 +222,9 @@ func (s *store) judge(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled):
+	case errors.Is(ctx.Err(), context.Canceled):
 		return fmt.Errorf("store: %w", context.Canceled)
-	case ctx.Err() != nil:
+	case ctx.Err() != nil: // a deadline
 		return unavailable(fmt.Errorf("%w: %w", context.Cause(ctx), err))
 	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone), s.passing(err):
 		return unavailable(err)
