@@ -124,7 +124,7 @@ func checkFile(ctx context.Context, path string) error {
 	}
 	defer db.Close()
 	var said string
-	if err := db.QueryRowContext(ctx, "SELECT integrity_check FROM pragma_integrity_check(1)").Scan(&said); err != nil {
+	if err := db.QueryRowContext(ctx, "SELECT integrity_check FROM pragma_integrity_check").Scan(&said); err != nil {
 		return fmt.Errorf("not a database of jitgate-control: %w", err)
 	}
 	if said != "ok" {

@@ -1,0 +1,183 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/jitgate/jitgate/control"
+)
+
+// LimitPages runs f while the database of an Update may not grow.
+func LimitPages(ctx context.Context, x control.Tx, f func() error) error {
+	t := x.(*tx)
+	var pages, before int
+	if err := t.sql.QueryRowContext(ctx, "PRAGMA page_count").Scan(&pages); err != nil {
+		return err
+	}
+	if err := t.sql.QueryRowContext(ctx, fmt.Sprintf("PRAGMA max_page_count = %d", pages+1)).Scan(&before); err != nil {
+		return err
+	}
+	err := f()
+	return errors.Join(err, t.sql.QueryRowContext(ctx, "PRAGMA max_page_count = 1073741823").Scan(&before))
+}
+
+// The queries that are asked again and again go by an index, and none of them
+// sorts or walks a table.
+func TestPlans(t *testing.T) {
+	s, err := open(t.Context(), filepath.Join(t.TempDir(), "control.db"), hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	vm := control.VMID{Subscription: "s", Group: "g", Kind: "Microsoft.Compute/virtualMachines", Name: "v"}
+	of := func(query string, args []any) func() (string, []any) {
+		return func() (string, []any) { return query, args }
+	}
+	for name, q := range map[string]struct {
+		query func() (string, []any)
+		want  string // of the index
+	}{
+		"open requests of a machine": {func() (string, []any) { return requests(control.RequestFilter{VM: &vm, Open: true}) }, "request_vm_open (vm=?)"},
+		"requests of a week of a machine": {func() (string, []any) {
+			return requests(control.RequestFilter{VM: &vm, Since: time.Unix(1, 0)})
+		}, "request_vm_created (vm=? AND created>?)"},
+		"open requests": {func() (string, []any) { return requests(control.RequestFilter{Open: true}) }, "request_open"},
+		"requests of a policy": {func() (string, []any) {
+			return requests(control.RequestFilter{Policy: &control.PolicyID{}, Newest: true, Limit: 1})
+		}, "request_policy (policy=?)"},
+		"documents after seq": {of(documentsAfter, []any{1}), "document_seq (seq>?)"},
+		"newest activity":     {func() (string, []any) { return activity(control.ActivityFilter{Newest: true, Limit: 9, After: 5}) }, "activity"},
+		"activity of a subscription": {func() (string, []any) {
+			return activity(control.ActivityFilter{Newest: true, Limit: 9, Scope: "/subscriptions/s", After: 5})
+		}, "activity_sub (sub=? AND seq<?)"},
+		"activity of a group": {func() (string, []any) {
+			return activity(control.ActivityFilter{Newest: true, Limit: 9, Scope: control.GroupScope("s", "g")})
+		}, "activity_grp (grp=?)"},
+		"activity of a machine": {func() (string, []any) {
+			return activity(control.ActivityFilter{Newest: true, Limit: 9, Scope: vm.Scope()})
+		}, "activity_scope (scope=?)"},
+		"machines of a group": {func() (string, []any) {
+			return s.machines(control.VMFilter{Scope: control.GroupScope("s", "g"), After: "x", Limit: 9})
+		}, "sqlite_autoindex_vm_1 (id>? AND id<?)"},
+	} {
+		query, args := q.query()
+		rows, err := s.engine.(*sqliteEngine).writers.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+query, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var plan []string
+		for rows.Next() {
+			var id, parent, unused int
+			var step string
+			if err := rows.Scan(&id, &parent, &unused, &step); err != nil {
+				t.Fatal(err)
+			}
+			plan = append(plan, step)
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			t.Fatal(err)
+		}
+		all := strings.Join(plan, "\n")
+		if !strings.Contains(all, q.want) || strings.Contains(all, "TEMP B-TREE") {
+			t.Errorf("%s: %s\n%s", name, query, all)
+		}
+		if slices.ContainsFunc(plan, func(step string) bool { return strings.HasPrefix(step, "SCAN") && !strings.Contains(step, "INDEX") }) {
+			t.Errorf("%s walks a table: %s\n%s", name, query, all)
+		}
+	}
+}
+
+func TestNanos(t *testing.T) {
+	for at, want := range map[time.Time]int64{
+		{}:                          math.MinInt64,
+		time.Unix(0, 0):             0,
+		time.Unix(-1, 1):            -999_999_999,
+		time.Unix(0, math.MaxInt64): math.MaxInt64,
+		time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC): math.MaxInt64,
+		time.Date(1, 1, 2, 0, 0, 0, 0, time.UTC):    math.MinInt64,
+	} {
+		if got := nanos(at); got != want {
+			t.Errorf("%v: %d, not %d", at, got, want)
+		}
+	}
+}
+
+// FuzzAncestor holds the columns of a scope against Scope.Covers: a line is
+// found under a subscription or a group just when that covers it.
+func FuzzAncestor(f *testing.F) {
+	for _, s := range []string{"/", "", "/subscriptions/s", "/subscriptions/s/resourcegroups/g", "/subscriptions/s/resourcegroups/g/providers/m/v/n", "//", "a/b/c/d/e/f", "/subscriptions/s/"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, scope string) {
+		for _, depth := range []int{subscriptionDepth, groupDepth} {
+			in := ancestor(scope, depth)
+			switch {
+			case in == "" && strings.Count(scope, "/") >= depth && !strings.HasPrefix(scope, strings.Repeat("/", depth)):
+				if scope != "" {
+					t.Errorf("%q has no ancestor of depth %d", scope, depth)
+				}
+			case in != "" && (strings.Count(in, "/") != depth || !control.Scope(in).Covers(control.Scope(scope))):
+				t.Errorf("%q is not in %q", scope, in)
+			}
+		}
+	})
+}
+
+// FuzzPlaceholders holds the numbering against the count of what is numbered.
+func FuzzPlaceholders(f *testing.F) {
+	f.Add("SELECT 1")
+	f.Add("a = ? AND b IN (?, ?)")
+	f.Add("??")
+	f.Fuzz(func(t *testing.T, q string) {
+		if strings.Contains(q, "$") {
+			return
+		}
+		got := (&postgresEngine{}).query(q)
+		if strings.Contains(got, "?") || strings.Count(got, "$") != strings.Count(q, "?") {
+			t.Fatalf("%q became %q", q, got)
+		}
+		for n := strings.Count(q, "?"); n > 0; n-- { // from the last: $1 is the beginning of $12
+			i := strings.LastIndex(got, fmt.Sprintf("$%d", n))
+			if i < 0 {
+				t.Fatalf("%q became %q: no $%d", q, got, n)
+			}
+			got = got[:i] + "?" + got[i+len(fmt.Sprintf("$%d", n)):]
+		}
+		if got != q {
+			t.Fatalf("%q came back as %q", q, got)
+		}
+	})
+}
+
+// Both engines have the same tables in their migrations, and text that sorts
+// by its bytes.
+func TestMigrations(t *testing.T) {
+	lite, err := migrationsFor(&sqliteEngine{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	big, err := migrationsFor(&postgresEngine{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(lite) != len(big) || len(lite) == 0 {
+		t.Fatalf("%d and %d", len(lite), len(big))
+	}
+	for i, m := range big {
+		if m.name != lite[i].name || m.sum() == lite[i].sum() {
+			t.Errorf("%s and %s", m.name, lite[i].name)
+		}
+		if n := strings.Count(m.text, "TEXT"); n == 0 || n != strings.Count(m.text, `TEXT COLLATE "C"`) {
+			t.Errorf("%s: not all text is compared by its bytes", m.name)
+		}
+	}
+}
