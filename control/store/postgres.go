@@ -20,13 +20,14 @@ import (
 
 // postgresEngine is a database that several processes may share.
 type postgresEngine struct {
-	db     *sql.DB
-	config *pgx.ConnConfig
-	log    hclog.Logger
-	wakers *wakers
-	self   string // names this process in what it announces
-	end    context.CancelFunc
-	ended  sync.WaitGroup
+	readers *sql.DB
+	writers *sql.DB // one connection: Updates that wait hold up no View
+	config  *pgx.ConnConfig
+	log     hclog.Logger
+	wakers  *wakers
+	self    string // names this process in what it announces
+	end     context.CancelFunc
+	ended   sync.WaitGroup
 }
 
 const (
@@ -65,13 +66,16 @@ func openPostgres(ctx context.Context, dsn string, log hclog.Logger, w *wakers) 
 		}
 	}
 	e := &postgresEngine{config: config, log: log, wakers: w, self: rand.Text()}
-	e.db = stdlib.OpenDB(*config, stdlib.OptionAfterConnect(checkServer))
-	e.db.SetMaxOpenConns(connectionsAtMost)
-	e.db.SetMaxIdleConns(connectionsAtMost)
-	e.db.SetConnMaxIdleTime(5 * time.Minute)
+	pool := func(size int) *sql.DB {
+		db := stdlib.OpenDB(*config, stdlib.OptionAfterConnect(checkServer))
+		db.SetMaxOpenConns(size)
+		db.SetMaxIdleConns(size)
+		db.SetConnMaxIdleTime(5 * time.Minute)
+		return db
+	}
+	e.readers, e.writers = pool(connectionsAtMost), pool(1)
 	if err := e.connect(ctx); err != nil {
-		e.db.Close()
-		return nil, err
+		return nil, errors.Join(err, e.readers.Close(), e.writers.Close())
 	}
 	listening, end := context.WithCancel(context.Background())
 	e.end = end
@@ -157,14 +161,14 @@ func (e *postgresEngine) ddl(q string) string {
 }
 
 func (e *postgresEngine) reader(ctx context.Context) (*sql.Conn, *sql.TxOptions, error) {
-	c, err := e.db.Conn(ctx)
+	c, err := e.readers.Conn(ctx)
 	return c, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}, err
 }
 
 // writer's transactions see what was committed before each statement: after
 // the lock, that is everything.
 func (e *postgresEngine) writer(ctx context.Context) (*sql.Conn, *sql.TxOptions, error) {
-	c, err := e.db.Conn(ctx)
+	c, err := e.writers.Conn(ctx)
 	return c, &sql.TxOptions{Isolation: sql.LevelReadCommitted}, err
 }
 
@@ -180,7 +184,7 @@ func (e *postgresEngine) announce(ctx context.Context, x *sql.Tx) error {
 
 func (e *postgresEngine) ping(ctx context.Context) error {
 	var n int
-	return e.db.QueryRowContext(ctx, "SELECT 1").Scan(&n)
+	return e.readers.QueryRowContext(ctx, "SELECT 1").Scan(&n)
 }
 
 // passing: whatever is not the server's own answer is a lost connection, and
@@ -270,5 +274,5 @@ func (e *postgresEngine) hear(ctx context.Context) (up bool, err error) {
 func (e *postgresEngine) close() error {
 	e.end()
 	e.ended.Wait()
-	return e.db.Close()
+	return errors.Join(e.readers.Close(), e.writers.Close())
 }

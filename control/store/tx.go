@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -47,7 +48,8 @@ func (t *tx) write(query string, args []any) (int, error) {
 	if t.readOnly {
 		return 0, errReadOnly
 	}
-	if err := checkArgs(args); err != nil {
+	args, err := arguments(args)
+	if err != nil {
 		return 0, err
 	}
 	r, err := t.sql.ExecContext(t.ctx, t.store.query(query), args...)
@@ -71,7 +73,8 @@ func (t *tx) put(query string, v any, args ...any) error {
 
 // read runs a query and calls each for every row.
 func (t *tx) read(each func(*sql.Rows) error, query string, args ...any) error {
-	if err := checkArgs(args); err != nil {
+	args, err := arguments(args)
+	if err != nil {
 		return err
 	}
 	rows, err := t.sql.QueryContext(t.ctx, t.store.query(query), args...)
@@ -135,12 +138,12 @@ func (t *tx) next(counter string, n int) (uint64, error) {
 
 // encode writes v as a document. What would not come back as it is, such as
 // bytes that are no text, is refused.
-func encode(v any) (string, error) {
+func encode(v any) (document, error) {
 	b, err := jsonv2.Marshal(v, jsonv1.DefaultOptionsV1(), jsontext.AllowInvalidUTF8(false))
 	if err != nil {
 		return "", control.Refuse(control.Invalid, "InvalidValue", "A value cannot be kept: %v.", err)
 	}
-	return string(b), nil
+	return document(b), nil
 }
 
 func decode(doc string, v any) error {
@@ -150,14 +153,30 @@ func decode(doc string, v any) error {
 	return nil
 }
 
-// checkArgs refuses text that PostgreSQL cannot hold, on both engines.
-func checkArgs(args []any) error {
-	for _, a := range args {
-		if s, ok := a.(string); ok && (strings.ContainsRune(s, 0) || !utf8.ValidString(s)) {
-			return control.Refuse(control.Invalid, "InvalidValue", "%.100q is not text.", s)
+// document is a value as its column has it.
+type document string
+
+// namesAtMost bounds what columns beside a document hold, in bytes. Three of
+// them together are what an index of PostgreSQL's takes.
+const namesAtMost = 800
+
+// arguments refuses names that PostgreSQL cannot hold, on both engines.
+func arguments(args []any) ([]any, error) {
+	out := slices.Clone(args)
+	for i, a := range args {
+		switch a := a.(type) {
+		case document:
+			out[i] = string(a)
+		case string:
+			if strings.ContainsRune(a, 0) || !utf8.ValidString(a) {
+				return nil, control.Refuse(control.Invalid, "InvalidValue", "%.100q is not text.", a)
+			}
+			if len(a) > namesAtMost {
+				return nil, control.Refuse(control.Invalid, "InvalidValue", "%.100q… is longer than %d bytes.", a, namesAtMost)
+			}
 		}
 	}
-	return nil
+	return out, nil
 }
 
 // fold is the spelling names are compared by.

@@ -103,8 +103,24 @@ func (s *PostgresServer) Start(t testing.TB) {
 // Stop shuts the server down in order, without waiting for its clients.
 func (s *PostgresServer) Stop(t testing.TB) { t.Helper(); s.end(t, syscall.SIGINT) }
 
-// Kill ends the server as a crash does.
-func (s *PostgresServer) Kill(t testing.TB) { t.Helper(); s.end(t, syscall.SIGKILL) }
+// Kill ends the server as a crash of its machine does: all of it at once.
+func (s *PostgresServer) Kill(t testing.TB) {
+	t.Helper()
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", s.process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.end(t, syscall.SIGKILL)
+	for _, child := range strings.Fields(string(children)) {
+		pid, err := strconv.Atoi(child)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, err := os.FindProcess(pid); err == nil {
+			p.Kill() // it may be gone by itself
+		}
+	}
+}
 
 func (s *PostgresServer) end(t testing.TB, how syscall.Signal) {
 	t.Helper()
@@ -190,21 +206,21 @@ func (s *PostgresServer) ward() (err error) {
 	return s.warded.Start()
 }
 
-// start starts the server and waits until it answers. A first start looks for
-// another port where somebody else was faster.
+// start starts the server and waits until it answers. It tries again where
+// somebody else took the port, or the last of a killed server is not gone yet.
 func (s *PostgresServer) start() (err error) {
-	if s.port != 0 {
-		return s.startOn(s.port)
-	}
-	for range 3 {
-		port, err := freePort()
-		if err != nil {
-			return err
+	port := s.port
+	for range 5 {
+		if s.port == 0 {
+			if port, err = freePort(); err != nil {
+				return err
+			}
 		}
 		if err = s.startOn(port); err == nil {
 			s.port = port
 			return nil
 		}
+		time.Sleep(200 * time.Millisecond)
 	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"reflect"
 	"slices"
 	"strings"
@@ -43,6 +44,8 @@ func Run(t *testing.T, open func(*testing.T) control.Store) {
 		{"updates run one at a time", oneAtATime},
 		{"seq rises in the order of commits", seqInOrder},
 		{"hostile strings", hostileStrings},
+		{"long names", longNames},
+		{"reads beside updates", readsBeside},
 		{"changed", changed},
 		{"the end of a call", endOfCall},
 	} {
@@ -453,7 +456,7 @@ func machines(t *testing.T, s control.Store) {
 	check("ax2 a-2 a_1", control.VMFilter{Search: "MACHINES/A", Scope: "/subscriptions/s1", Limit: 3})
 	check("a-2 a_1", control.VMFilter{After: Machine("s1", "g-x", "ax2").Key(), Limit: 2})
 	check("100", control.VMFilter{After: strings.ToUpper(Machine("s1", "gx", "a.3").String()), Limit: 2})
-	check("", control.VMFilter{Search: strings.Repeat("a", 64<<10)})
+	check("", control.VMFilter{Search: strings.Repeat("a", 800)})
 	update(t, s, func(x control.Tx) error { return x.DeleteVM(Machine("s1", "g", "b")) })
 	check("a-2 a_1", control.VMFilter{Scope: "/subscriptions/s1/resourcegroups/g"})
 }
@@ -892,7 +895,7 @@ func hostileStrings(t *testing.T, s control.Store) {
 	update(t, s, func(x control.Tx) error {
 		for i, v := range kept {
 			err := errors.Join(
-				x.AppendActivity(control.Activity{Event: v, Actor: v, Reason: v, Scope: control.Scope(v)}),
+				x.AppendActivity(control.Activity{Event: short(v), Actor: short(v), Reason: v, Scope: control.Scope(short(v))}),
 				x.PutMeta("m"+short(v), []byte(v)),
 				x.PutToken(control.Token{Hash: fmt.Sprint(i, short(v)), Principal: v, Note: v}),
 				x.PutAssignment(control.Assignment{Principal: "p" + short(v), Role: v[:min(len(v), 100)], Scope: "/"}),
@@ -911,17 +914,18 @@ func hostileStrings(t *testing.T, s control.Store) {
 			k, err2 := x.Token(fmt.Sprint(i, short(v)))
 			same(t, k, control.Token{Hash: fmt.Sprint(i, short(v)), Principal: v, Note: v})
 			if v != "" {
-				a, err := only(x.Activity(control.ActivityFilter{Actor: v, Event: v}))
-				same(t, a, control.Activity{Seq: uint64(i) + 1, Event: v, Actor: v, Reason: v, Scope: control.Scope(v)})
+				a, err := only(x.Activity(control.ActivityFilter{Actor: short(v), Event: short(v)}))
+				same(t, a, control.Activity{Seq: uint64(i) + 1, Event: short(v), Actor: short(v), Reason: v, Scope: control.Scope(short(v))})
 				r, err3 := only(x.Requests(control.RequestFilter{Principal: short(v)}))
 				same(t, r.Justification, v)
 				err1 = errors.Join(err1, err, err3)
 			}
 			_, err4 := only(x.Assignments("p" + short(v)))
 			// As filters they select nothing, and break nothing.
-			_, err5 := x.VMs(control.VMFilter{Search: v, Scope: control.Scope(v), After: v})
-			_, err6 := x.Requests(control.RequestFilter{Scope: control.Scope(v), Status: control.Status(v), After: v})
-			_, err7 := x.Policies(control.PolicyFilter{Subscription: v, Group: v, Location: v}, v, 1)
+			n := short(v)
+			_, err5 := x.VMs(control.VMFilter{Search: n, Scope: control.Scope(n), After: n})
+			_, err6 := x.Requests(control.RequestFilter{Scope: control.Scope(n), Status: control.Status(n), After: n})
+			_, err7 := x.Policies(control.PolicyFilter{Subscription: n, Group: n, Location: n}, n, 1)
 			if err := errors.Join(err1, err2, err4, err5, err6, err7); err != nil {
 				return fmt.Errorf("%.40q: %w", v, err)
 			}
@@ -951,9 +955,68 @@ func hostileStrings(t *testing.T, s control.Store) {
 	})
 }
 
+// longNames puts the longest names there may be where an index has three of
+// them, in letters that do not compress, and longer ones.
+func longNames(t *testing.T, s control.Store) {
+	name := func(seed byte, n int) string {
+		b := make([]byte, n)
+		random := rand.NewChaCha8([32]byte{seed})
+		for i := range b {
+			b[i] = '!' + byte(random.Uint64()%94)
+		}
+		return string(b)
+	}
+	longest := control.Assignment{Principal: name(1, 800), Role: name(2, 800), Scope: control.Scope(name(3, 800))}
+	update(t, s, func(x control.Tx) error {
+		return errors.Join(x.PutAssignment(longest), x.AppendActivity(control.Activity{Actor: longest.Principal, Scope: longest.Scope}))
+	})
+	view(t, s, func(x control.Tx) error {
+		a, err := only(x.Assignments(longest.Principal))
+		same(t, a, longest)
+		return err
+	})
+	for _, f := range []func(control.Tx) error{
+		func(x control.Tx) error { return x.AppendActivity(control.Activity{Actor: name(1, 801)}) },
+		func(x control.Tx) error { return x.PutMeta(name(1, 801), nil) },
+		func(x control.Tx) error { _, err := x.Token(name(1, 64<<10)); return err },
+		func(x control.Tx) error { _, err := x.VMs(control.VMFilter{Search: name(1, 64<<10)}); return err },
+	} {
+		err := s.Update(t.Context(), f)
+		if e := control.AsError(err); e == nil || e.Kind != control.Invalid || len(e.Message) > 600 {
+			t.Errorf("a name that is too long: %v", err)
+		}
+	}
+}
+
+// readsBeside has more Updates wait than there are connections: Views go on.
+func readsBeside(t *testing.T, s control.Store) {
+	var wg sync.WaitGroup
+	held, release := make(chan struct{}), make(chan struct{})
+	wg.Go(func() {
+		update(t, s, func(control.Tx) error { close(held); <-release; return nil })
+	})
+	<-held
+	for range 40 {
+		wg.Go(func() { update(t, s, func(x control.Tx) error { return nil }) })
+	}
+	time.Sleep(50 * time.Millisecond)
+	for range 20 {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if err := s.View(ctx, func(x control.Tx) error { _, err := x.Tokens(); return err }); err != nil {
+			t.Error(err)
+		}
+		if err := s.Ping(ctx); err != nil {
+			t.Error(err)
+		}
+		cancel()
+	}
+	close(release)
+	wg.Wait()
+}
+
 // short keeps a string apart from others and inside what an index takes.
 func short(s string) string {
-	if len(s) > 1000 {
+	if len(s) > 800 {
 		return fmt.Sprint(len(s), s[:100])
 	}
 	return s
