@@ -3,6 +3,8 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jitgate/jitgate/policy"
@@ -169,24 +171,72 @@ func (ed *edit) endAll(ids []string) error {
 // renewGrants makes lists anew before they are too old to hold anything open.
 func (e *Engine) renewGrants(ctx context.Context, now time.Time) error {
 	for {
-		var some []Document
-		err := e.edit(ctx, Caller{}, func(ed *edit) (err error) {
-			if some, err = ed.tx.GrantsDue(now.Add(-grantsRenew), sweepBatch); err != nil {
+		var list []Document
+		err := e.Store.View(ctx, func(tx Tx) (err error) {
+			list, err = tx.GrantsDue(now.Add(-grantsRenew), sweepBatch)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		var some []due
+		for _, d := range list {
+			vm, err := ParseVMID(d.VM)
+			if err != nil {
 				return err
 			}
-			for _, d := range some {
-				vm, err := ParseVMID(d.VM)
-				if err != nil {
-					return err
-				}
-				ed.renew(vm, false)
-			}
-			return nil
-		})
-		if err != nil || len(some) < sweepBatch {
+			some = append(some, due{vm, false})
+		}
+		if err := e.renewAll(ctx, some, func(d Document) bool { return d.Issued.Before(now.Add(-grantsRenew)) }); err != nil || len(list) < sweepBatch {
 			return err
 		}
 	}
+}
+
+// renewAll makes documents anew that are still stale when their turn comes:
+// another replica may have been there. A machine whose documents cannot be made
+// keeps no other from its own.
+func (e *Engine) renewAll(ctx context.Context, all []due, stale func(Document) bool) error {
+	var failed error
+	_, people := e.Realm.peopleSign()
+	for some := range slices.Chunk(all, sweepBatch) {
+		renew := func(some []due) error {
+			return e.edit(ctx, Caller{}, func(ed *edit) error {
+				for _, d := range some {
+					typ := policy.TypeGrants
+					if d.guard {
+						typ = policy.TypePolicy
+					}
+					newest, there, err := found(ed.tx.Document(d.vm.Key(), typ))
+					if err != nil {
+						return err
+					}
+					if !there || !stale(newest) {
+						continue
+					}
+					if d.guard && people {
+						// Once it waits for people, it waits.
+						if _, waits, err := found(ed.tx.PendingPolicy(d.vm)); err != nil {
+							return err
+						} else if waits {
+							continue
+						}
+					}
+					ed.renew(d.vm, d.guard)
+				}
+				return nil
+			})
+		}
+		if renew(some) == nil {
+			continue
+		}
+		for one := range slices.Chunk(some, 1) {
+			if err := renew(one); err != nil {
+				failed = errors.Join(failed, fmt.Errorf("renew documents of %s: %w", one[0].vm, err))
+			}
+		}
+	}
+	return failed
 }
 
 // renewDocuments makes documents anew that are about to end, or that agents
@@ -196,7 +246,6 @@ func (e *Engine) renewDocuments(ctx context.Context, now time.Time) error {
 	if err := e.keepTrust(ctx); err != nil {
 		return err
 	}
-	_, people := e.Realm.peopleSign()
 	var stale []due
 	for after := uint64(0); ; {
 		var list []Document
@@ -222,41 +271,7 @@ func (e *Engine) renewDocuments(ctx context.Context, now time.Time) error {
 			break
 		}
 	}
-	for len(stale) > 0 {
-		some := stale[:min(len(stale), sweepBatch)]
-		stale = stale[len(some):]
-		err := e.edit(ctx, Caller{}, func(ed *edit) error {
-			for _, d := range some {
-				typ := policy.TypeGrants
-				if d.guard {
-					typ = policy.TypePolicy
-				}
-				// Another replica may have been here.
-				newest, _, err := found(ed.tx.Document(d.vm.Key(), typ))
-				if err != nil {
-					return err
-				}
-				if !ed.e.stale(newest, now) {
-					continue
-				}
-				if d.guard && people {
-					// It waits for people already, or does so from now on.
-					if _, waits, err := found(ed.tx.PendingPolicy(d.vm)); err != nil || waits {
-						if err != nil {
-							return err
-						}
-						continue
-					}
-				}
-				ed.renew(d.vm, d.guard)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return e.renewAll(ctx, stale, func(d Document) bool { return e.stale(d, now) })
 }
 
 // stale reports whether a stored document is to be made anew. Lists of grants
