@@ -39,6 +39,8 @@ type edit struct {
 	ids  []string // made so far; the same at every try
 	used int
 
+	scopes *[]ScopeSetting // read at most once
+
 	due      map[string]due             // by Key of the machine
 	signed   map[string]policy.Envelope // by type and payload
 	unsigned []policy.Envelope
@@ -52,7 +54,8 @@ func (e *Engine) edit(ctx context.Context, c Caller, f func(*edit) error) error 
 	ed := &edit{e: e, caller: c, now: e.Now().UTC(), signed: map[string]policy.Envelope{}}
 	for range editTries {
 		err := e.Store.Update(ctx, func(tx Tx) error {
-			ed.tx, ed.used, ed.due, ed.unsigned, ed.lines, ed.about = tx, 0, map[string]due{}, nil, nil, Activity{}
+			ed.tx, ed.used, ed.scopes, ed.due = tx, 0, nil, map[string]due{}
+			ed.unsigned, ed.lines, ed.about = nil, nil, Activity{}
 			if err := f(ed); err != nil {
 				return err
 			}

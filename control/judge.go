@@ -16,6 +16,7 @@ import (
 const (
 	maxNames         = 56   // characters of a policy's and a machine's name together: Azure's
 	maxVMs           = 1000 // of a policy, or of a request
+	maxAsked         = policy.MaxGrants // ports of a request, all machines together
 	maxJustification = 1024 // bytes
 	maxKind          = 64   // bytes
 	shortestMax      = 5 * time.Minute
@@ -294,9 +295,12 @@ func readInitiate(in InitiateInput, from netip.Addr) ([]asked, error) {
 		return nil, badRequest("justification", "The justification is not UTF-8 text.")
 	}
 	out := make([]asked, 0, len(in.VMs))
-	seen := map[string]bool{}
+	seen, total := map[string]bool{}, 0
 	for i, v := range in.VMs {
 		target := fmt.Sprintf("virtualMachines[%d]", i)
+		if total += len(v.Ports); total > maxAsked {
+			return nil, badRequest(target+".ports", "The request names more than %d ports: send several.", maxAsked)
+		}
 		id, err := ParseVMID(v.ID)
 		switch {
 		case err != nil:

@@ -412,11 +412,14 @@ func (ed *edit) provision(p Policy, changed []VMID) (Provision, error) {
 
 // switchedOn refuses where JIT is switched off.
 func (ed *edit) switchedOn(s Scope) error {
-	settings, err := ed.tx.ScopeSettings()
-	if err != nil {
-		return err
+	if ed.scopes == nil {
+		settings, err := ed.tx.ScopeSettings()
+		if err != nil {
+			return err
+		}
+		ed.scopes = &settings
 	}
-	if off, is := switchedOff(settings, s); is {
+	if off, is := switchedOff(*ed.scopes, s); is {
 		reason := ""
 		if off.Reason != "" {
 			reason = ": " + off.Reason

@@ -526,24 +526,25 @@ func sameSources(a, b Prefixes) bool {
 // it, so that nobody ends a colleague's access by asking for their own. While
 // r waits for approval it replaces only what waits as well.
 func (ed *edit) replace(r *Request) error {
-	for vm, port := range r.eachPort() {
-		older, err := ed.tx.Requests(RequestFilter{VM: &vm, Principal: r.Principal, Open: true})
+	for i, vm := range r.VMs {
+		older, err := ed.tx.Requests(RequestFilter{VM: &vm.ID, Principal: r.Principal, Open: true})
 		if err != nil {
 			return err
 		}
-		var terms []Term
+		ports := r.VMs[i].Ports
+		before := make([][]Term, len(ports))
 		for _, o := range older {
 			if o.ID >= r.ID {
 				continue
 			}
 			changed := o.settle(ed.now)
 			for at, p := range o.eachPort() {
-				if at.Key() != vm.Key() || p.Number != port.Number || !sameSources(p.Prefixes, port.Prefixes) ||
-					p.Status == Revoked || port.Status == Pending && p.Status != Pending {
+				n := slices.IndexFunc(ports, func(q RequestPort) bool { return q.Number == p.Number })
+				if at.Key() != vm.ID.Key() || n < 0 || !p.replacedBy(ports[n]) {
 					continue
 				}
 				if p.Status != Pending {
-					terms = append(terms, p.terms()...)
+					before[n] = append(before[n], p.terms()...)
 				}
 				p.end(NewerRequestInitiated, ed.now)
 				ed.tell(ed.portLine("request.revoked", ActionInitiate, o, at, *p, "request "+r.ID+" took its place"))
@@ -555,13 +556,22 @@ func (ed *edit) replace(r *Request) error {
 				}
 			}
 		}
-		if port.Status != Pending {
-			if err := port.takeOver(terms, ed.now); err != nil {
+		for n := range ports {
+			if ports[n].Status == Pending {
+				continue
+			}
+			if err := ports[n].takeOver(before[n], ed.now); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// replacedBy reports whether the port of a newer request by the same person
+// takes the place of p, which has the same number on the same machine.
+func (p RequestPort) replacedBy(newer RequestPort) bool {
+	return p.Status != Revoked && (newer.Status != Pending || p.Status == Pending) && sameSources(p.Prefixes, newer.Prefixes)
 }
 
 // sees reports whether the caller may read of a request: it is the caller's

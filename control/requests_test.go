@@ -79,6 +79,16 @@ func TestInitiateRefused(t *testing.T) {
 	source := func(s ...string) control.InitiateInput {
 		return port(func(p *control.InitiatePort) { p.Prefixes = control.Prefixes{Many: s} })
 	}
+	many := func(vms, ports int) (in control.InitiateInput) {
+		for i := range vms {
+			vm := control.InitiateVM{ID: vmID(fmt.Sprint("vm", i)).String()}
+			for j := range ports {
+				vm.Ports = append(vm.Ports, control.InitiatePort{Number: uint16(1 + j), Duration: "PT1H"})
+			}
+			in.VMs = append(in.VMs, vm)
+		}
+		return in
+	}
 	twice := wants("vm1", 22, "203.0.113.7", "PT1H")
 	twice.VMs[0].Ports = append(twice.VMs[0].Ports, twice.VMs[0].Ports[0])
 	alsoOutside := wants("vm1", 22, "203.0.113.7", "PT1H")
@@ -99,6 +109,7 @@ func TestInitiateRefused(t *testing.T) {
 		{"machine twice, in other letters", control.InitiateInput{VMs: []control.InitiateVM{wants("vm1", 22, "", "PT1H").VMs[0], wants("VM1", 23, "", "PT1H").VMs[0]}}, "is there twice"},
 		{"no port", control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String()}}}, "names no port"},
 		{"257 ports", control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: make([]control.InitiatePort, 257)}}}, "257 ports"},
+		{"1025 ports", many(5, 205), "more than 1024 ports"},
 		{"port twice", twice, "Port 22 is there twice"},
 		{"port 0", port(func(p *control.InitiatePort) { p.Number = 0 }), "Port 0"},
 		{"neither end", port(func(p *control.InitiatePort) { p.Duration = "" }), one},
