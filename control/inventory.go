@@ -283,30 +283,24 @@ func (e *Engine) viewVMs(tx Tx, settings []ScopeSetting, ids []VMID) ([]VMView, 
 	if err != nil {
 		return nil, err
 	}
-	naming := make(map[string][]Policy)
-	for _, p := range policies {
-		for _, vm := range p.VMs {
-			naming[vm.ID.Key()] = append(naming[vm.ID.Key()], p)
-		}
-	}
+	places := placesOf(policies, ids...)
 	views := make([]VMView, 0, len(ids))
 	for _, id := range ids {
 		vm, err := tx.VM(id)
 		if err != nil {
 			return nil, err
 		}
-		named := naming[id.Key()]
-		v := VMView{VM: vm, Agent: agentStatus(vm.Agent, e.Now()), Ports: []PortRule{}, Open: []OpenPort{}, Revision: portsRevision(id, named)}
+		named := places[id.Key()]
+		v := VMView{VM: vm, Agent: agentStatus(vm.Agent, e.Now()), Ports: []PortRule{}, Open: []OpenPort{}, Revision: revisionOf(named)}
 		v.Tab = tabOf(Machine{Key: id.Key(), Named: len(named) > 0, Unsupported: vm.Unsupported != ""}, settings)
 		if v.Tab == Unsupported {
 			v.Reason = unsupported(vm, settings)
 		}
 		for _, p := range named {
-			v.Policies = append(v.Policies, p.ID)
-			in, _ := p.vm(id)
-			v.Ports = append(v.Ports, in.Ports...)
+			v.Policies = append(v.Policies, p.policy)
+			v.Ports = append(v.Ports, p.vm.Ports...)
 			// The address in front of the machine is the policy's to say.
-			v.PublicIPAddress = cmp.Or(in.PublicIPAddress, v.PublicIPAddress)
+			v.PublicIPAddress = cmp.Or(p.vm.PublicIPAddress, v.PublicIPAddress)
 		}
 		slices.SortStableFunc(v.Ports, func(a, b PortRule) int { return cmp.Compare(a.Number, b.Number) })
 		if len(named) > 0 {
@@ -380,19 +374,45 @@ func (p Policy) vm(id VMID) (PolicyVM, bool) {
 	return p.VMs[i], true
 }
 
+// place is a machine in a policy.
+type place struct {
+	policy PolicyID
+	vm     PolicyVM
+}
+
+// placesOf finds machines, by Key, among those of policies.
+func placesOf(policies []Policy, ids ...VMID) map[string][]place {
+	places := make(map[string][]place, len(ids))
+	for _, id := range ids {
+		places[id.Key()] = nil
+	}
+	for _, p := range policies {
+		for _, vm := range p.VMs {
+			key := vm.ID.Key()
+			if found, wanted := places[key]; wanted {
+				places[key] = append(found, place{p.ID, vm})
+			}
+		}
+	}
+	return places
+}
+
 // portsRevision is VMView.Revision of a machine with the policies that name
-// it, in the order of their Key. It is made of the ports themselves: it changes
-// when they do, and not with the edit of another machine in the same policy.
+// it, in the order of their Key.
 func portsRevision(id VMID, naming []Policy) uint64 {
+	return revisionOf(placesOf(naming, id)[id.Key()])
+}
+
+// revisionOf is made of the ports themselves: it changes when they do, and not
+// with the edit of another machine in the same policy.
+func revisionOf(places []place) uint64 {
 	type ports struct {
 		Policy string
 		Ports  []PortRule
 	}
 	of := []ports{}
-	for _, p := range naming {
-		if vm, ok := p.vm(id); ok {
-			of = append(of, ports{p.ID.Key(), vm.Ports})
-		}
+	for _, p := range places {
+		of = append(of, ports{p.policy.Key(), p.vm.Ports})
 	}
 	text, err := json.Marshal(of)
 	if err != nil {
