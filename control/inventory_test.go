@@ -124,14 +124,14 @@ func TestMachineColumns(t *testing.T) {
 		r := control.Request{ID: fmt.Sprintf("%026d", n), Policy: p.ID, Start: at, Requestor: "alice"}
 		for _, vm := range vms {
 			r.VMs = append(r.VMs, control.RequestVM{ID: vm, Ports: []control.RequestPort{
-				{Number: 22, End: at.Add(time.Hour), Status: status, Reason: control.UserRequested, GrantID: fmt.Sprint("g", n)},
+				{Number: 22, End: at.Add(time.Hour), Until: at.Add(time.Hour), Status: status, Reason: control.UserRequested, GrantID: fmt.Sprint("g", n)},
 				{Number: 8080, End: at.Add(time.Hour), Status: control.Revoked, Reason: control.UserRequested},
 			}})
 		}
 		return r
 	}
 	approval := func(r control.Request, of int, verdicts ...bool) control.Request {
-		r.Approval = &control.RequestApproval{Approval: control.Approval{Approvers: of}}
+		r.Approval = &control.RequestApproval{Approval: control.Approval{Approvers: of}, Until: noon.Add(time.Hour)}
 		for i, yes := range verdicts {
 			r.Approval.Verdicts = append(r.Approval.Verdicts, control.Verdict{Principal: fmt.Sprint(i), Approve: yes})
 		}
@@ -150,13 +150,14 @@ func TestMachineColumns(t *testing.T) {
 			tx.PutRequest(approval(request(5, noon.Add(-time.Minute), control.Initiating, id), 2, true, true)),
 			tx.PutRequest(approval(request(6, noon.Add(-time.Minute), control.Revoked, id), 2, true, false)),
 			tx.PutRequest(request(7, noon.Add(-time.Minute), control.Initiated, other)),
+			tx.PutRequest(request(8, noon.Add(-time.Hour), control.Initiated, id)), // over, and not swept yet
 		)
 	})
 	v, err := d.GetVM(t.Context(), owner, id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v.Requests != 3 || !v.LastAccess.Equal(noon) || v.LastUser != "bob" || v.PublicIPAddress != "198.51.100.7" || v.Address != "10.0.0.4" {
+	if v.Requests != 4 || !v.LastAccess.Equal(noon) || v.LastUser != "bob" || v.PublicIPAddress != "198.51.100.7" || v.Address != "10.0.0.4" {
 		t.Errorf("%+v", v)
 	}
 	if len(v.Ports) != 3 || v.Ports[0].Number != 22 || v.Ports[1].Number != 3389 || v.Ports[1].MappedPort != 13389 || v.Ports[2].Number != 8080 {
