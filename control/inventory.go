@@ -80,7 +80,13 @@ type VMView struct {
 	Provision Provision  `json:"provisioningState,omitempty"`
 	Revision  uint64     `json:"-"`    // of its ports: the ETag; see portsRevision
 	Open      []OpenPort `json:"open"` // requests not over yet
+	// Layers are those known to be on: LayerHost where an agent guards, and
+	// what outside the machine took a request of the last seven days.
+	Layers []string `json:"layers"`
 }
+
+// LayerHost is the layer of the machine's own agent.
+const LayerHost = "host"
 
 // OpenPort is a port of a machine with a request that is not over.
 type OpenPort struct {
@@ -291,7 +297,10 @@ func (e *Engine) viewVMs(tx Tx, settings []ScopeSetting, ids []VMID) ([]VMView, 
 			return nil, err
 		}
 		named := places[id.Key()]
-		v := VMView{VM: vm, Agent: agentStatus(vm.Agent, e.Now()), Ports: []PortRule{}, Open: []OpenPort{}, Revision: revisionOf(named)}
+		v := VMView{VM: vm, Agent: agentStatus(vm.Agent, e.Now()), Ports: []PortRule{}, Open: []OpenPort{}, Layers: []string{}, Revision: revisionOf(named)}
+		if vm.Agent.guards() {
+			v.Layers = append(v.Layers, LayerHost)
+		}
 		v.Tab = tabOf(Machine{Key: id.Key(), Named: len(named) > 0, Unsupported: vm.Unsupported != ""}, settings)
 		if v.Tab == Unsupported {
 			v.Reason = unsupported(vm, settings)
@@ -328,6 +337,13 @@ func (e *Engine) viewRequests(tx Tx, id VMID, v *VMView) error {
 	for _, r := range recent {
 		if r.approved() {
 			v.Requests++
+		}
+		for _, vm := range r.VMs {
+			for _, p := range vm.Ports {
+				if vm.ID.Key() == id.Key() && p.Outer != nil && !slices.Contains(v.Layers, p.Outer.Name) {
+					v.Layers = append(v.Layers, p.Outer.Name)
+				}
+			}
 		}
 	}
 	open, err := tx.Requests(RequestFilter{VM: &id, Open: true}) // an extended one may be older
@@ -420,6 +436,12 @@ func revisionOf(places []place) uint64 {
 	}
 	sum := sha256.Sum256(text)
 	return binary.BigEndian.Uint64(sum[:8])
+}
+
+// guards reports whether ports are closed by the agent: it has admitted a
+// policy, and does not only watch.
+func (a *Agent) guards() bool {
+	return a != nil && !a.Revoked && a.Versions.Policy > 0 && a.Mode == "enforce"
 }
 
 // agentStatus says in words how a machine's agent is.

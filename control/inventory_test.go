@@ -176,6 +176,25 @@ func TestMachineColumns(t *testing.T) {
 	if o, err := d.GetVM(t.Context(), owner, other); err != nil || o.Requests != 2 || o.PublicIPAddress != "203.0.113.2" || len(o.Open) != 2 {
 		t.Errorf("the other: %+v, %v", o, err)
 	}
+	if len(v.Layers) != 0 {
+		t.Errorf("layers %q", v.Layers)
+	}
+	layered := request(9, noon.Add(-time.Minute), control.Initiated, id)
+	layered.VMs[0].Ports[0].Outer = &control.Layer{Name: "azure"}
+	d.put(func(tx control.Tx) error {
+		vm, err := tx.VM(id)
+		vm.Agent = &control.Agent{Mode: "enforce", Versions: control.Versions{Policy: 1}}
+		return errors.Join(err, tx.PutVM(vm), tx.PutRequest(layered))
+	})
+	if v, err = d.GetVM(t.Context(), owner, id); err != nil || !slices.Equal(v.Layers, []string{control.LayerHost, "azure"}) {
+		t.Errorf("layers %q, %v", v.Layers, err)
+	}
+	for name, a := range map[string]control.Agent{"watches": {Mode: "observe", Versions: control.Versions{Policy: 1}}, "no policy yet": {Mode: "enforce"}, "revoked": {Mode: "enforce", Versions: control.Versions{Policy: 1}, Revoked: true}} {
+		d.put(func(tx control.Tx) error { return tx.PutVM(control.VM{ID: id, Agent: &a}) })
+		if v, err = d.GetVM(t.Context(), owner, id); err != nil || !slices.Equal(v.Layers, []string{"azure"}) {
+			t.Errorf("%s: layers %q, %v", name, v.Layers, err)
+		}
+	}
 	d.put(func(tx control.Tx) error { return tx.PutPendingPolicy(control.PendingPolicy{VM: id}) })
 	if v, err = d.GetVM(t.Context(), owner, id); err != nil || v.Provision != control.Updating {
 		t.Errorf("waits for a signature: %s, %v", v.Provision, err)
