@@ -214,7 +214,7 @@ func (c *call) serve() error {
 	if c.query, err = url.ParseQuery(c.r.URL.RawQuery); err != nil {
 		return invalid("InvalidQueryParameter", "The query cannot be read.")
 	}
-	if route.azure {
+	if route.version {
 		if err := c.version(); err != nil {
 			return err
 		}
@@ -260,11 +260,11 @@ func (c *call) version() error {
 func (c *call) authenticate() error {
 	header := c.r.Header.Values("Authorization")
 	if len(header) == 0 {
-		return refuse(http.StatusUnauthorized, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing.")
+		return refuse(http.StatusUnauthorized, "InvalidAuthenticationToken", "Authentication failed. The 'Authorization' header is missing.")
 	}
 	scheme, bearer, _ := strings.Cut(header[0], " ")
 	if bearer = strings.TrimSpace(bearer); len(header) > 1 || !strings.EqualFold(scheme, "Bearer") || bearer == "" {
-		return refuse(http.StatusUnauthorized, "AuthenticationFailedInvalidHeader", "Authentication failed. The 'Authorization' header is provided in an invalid format: send Bearer and a token.")
+		return refuse(http.StatusUnauthorized, "InvalidAuthenticationToken", "Authentication failed. The 'Authorization' header is provided in an invalid format: send Bearer and a token.")
 	}
 	c.bearer = bearer
 	caller, err := c.api.Identity.Authenticate(c.ctx, bearer)

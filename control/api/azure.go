@@ -19,7 +19,8 @@ type (
 		Properties *azProperties `json:"properties"`
 	}
 	azProperties struct {
-		VMs []azPolicyVMIn `json:"virtualMachines"`
+		VMs        []azPolicyVMIn `json:"virtualMachines"`
+		AppendMode bool           `json:"appendMode,omitzero"`
 	}
 	azPolicyVMIn struct {
 		ID              string     `json:"id"`
@@ -37,9 +38,10 @@ type (
 		SystemData azSystemData    `json:"systemData"`
 	}
 	azPropertiesOut struct {
-		VMs      []azPolicyVM      `json:"virtualMachines"`
-		Requests []azRequest       `json:"requests"`
-		State    control.Provision `json:"provisioningState"`
+		VMs        []azPolicyVM      `json:"virtualMachines"`
+		Requests   []azRequest       `json:"requests"`
+		State      control.Provision `json:"provisioningState"`
+		AppendMode bool              `json:"appendMode"` // undocumented; the service says false
 	}
 	azPolicyVM struct {
 		ID              string     `json:"id"`
@@ -150,6 +152,10 @@ func decodePolicy(body []byte) (control.PolicyInput, error) {
 	}
 	if in.Properties.VMs == nil {
 		return control.PolicyInput{}, missing("properties.virtualMachines")
+	}
+	if in.Properties.AppendMode {
+		// Passing over it would end the protection of the machines left out.
+		return control.PolicyInput{}, invalid("AppendModeNotSupported", "A PUT replaces the policy whole. To change one machine and leave the others alone, PATCH /api/v1/vms and its id.")
 	}
 	out := control.PolicyInput{Kind: in.Kind}
 	for i, vm := range in.Properties.VMs {

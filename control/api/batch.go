@@ -76,7 +76,7 @@ func batch(c *call) error {
 
 // inner makes the call that a request of a batch stands for.
 func (c *call) inner(q batchRequest) (*http.Request, error) {
-	text := q.URL
+	method, text := strings.ToUpper(q.Method), q.URL
 	if text == "" {
 		text = q.RelativeURL
 	}
@@ -89,11 +89,11 @@ func (c *call) inner(q batchRequest) (*http.Request, error) {
 	}
 	if segments, err := segmentsOf(u); err != nil {
 		return nil, err
-	} else if route, _, _ := c.api.routes.find(q.Method, segments); route != nil && !route.azure || route != nil && route.id == batchID {
+	} else if route, _, _ := c.api.routes.find(method, segments); route != nil && !route.azure || route != nil && route.id == batchID {
 		return nil, invalid("InvalidBatch", "A batch holds calls of the Azure API alone.")
 	}
 	r := c.r.Clone(c.ctx)
-	r.Method = q.Method
+	r.Method = method
 	r.URL = &url.URL{Path: u.Path, RawPath: u.RawPath, RawQuery: u.RawQuery}
 	r.Body, r.ContentLength = http.NoBody, 0
 	if len(q.Content) > 0 && q.Content.Kind() != 'n' {

@@ -67,7 +67,7 @@ func (s schemas) operation(r *route) object {
 	for _, name := range r.pattern.names() {
 		params = append(params, object{"name": name, "in": "path", "required": true, "schema": object{"type": "string", "minLength": 1}})
 	}
-	if r.azure {
+	if r.version {
 		params = append(params, object{"name": "api-version", "in": "query", "required": true, "schema": object{"type": "string"},
 			"description": strings.Join(versions, " or ") + "."})
 	}

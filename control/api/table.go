@@ -20,7 +20,8 @@ type route struct {
 	in      any // a zero value of the body's type; nil: there is none
 	mayLack bool
 	answers []answer
-	azure   bool // wants an api-version, passes over what it does not know
+	azure   bool // Azure's: passes over what it does not know
+	version bool // wants an api-version
 	public  bool // needs no token
 	once    bool // takes an Idempotency-Key
 	secret  bool // answers with a secret
@@ -55,7 +56,8 @@ func send(method, path, id, summary string, run func(*call) error, in any, statu
 }
 
 // The modifiers of a route, for the table to read well.
-func (r *route) ofAzure() *route    { r.azure, r.once = true, false; return r }
+func (r *route) ofAzure() *route    { r.azure, r.version, r.once = true, true, false; return r }
+func (r *route) ofAny() *route      { r.version = false; return r }
 func (r *route) forAll() *route     { r.public = true; return r }
 func (r *route) withSecret() *route { r.secret = true; return r }
 func (r *route) matching() *route   { r.match = true; return r }
@@ -90,7 +92,7 @@ func table() []*route {
 		send(http.MethodPut, one, "JitNetworkAccessPolicies_CreateOrUpdate", "Create a policy or replace it whole", putPolicy, azPolicyIn{}, http.StatusOK, azPolicy{}).ofAzure().matching(),
 		send(http.MethodDelete, one, "JitNetworkAccessPolicies_Delete", "End the protection of a policy's machines", deletePolicy, nil, http.StatusOK, nil).ofAzure().or(answer{status: http.StatusNoContent}),
 		send(http.MethodPost, one+"/~initiate", "JitNetworkAccessPolicies_Initiate", "Ask for access", initiate, initiateIn{}, http.StatusAccepted, azRequest{}).ofAzure(),
-		send(http.MethodPost, "/batch", batchID, "Several calls of the Azure API in one, as Azure's portal sends them", batch, batchIn{}, http.StatusOK, batchOut{}).ofAzure(),
+		send(http.MethodPost, "/batch", batchID, "Several calls of the Azure API in one, as Azure's portal sends them", batch, batchIn{}, http.StatusOK, batchOut{}).ofAzure().ofAny(),
 
 		get("/api/v1/vms", "ListVMs", "Machines, by tab", listVMs, list[vmOut]{},
 			query{"tab", "string", "Configured, NotConfigured or Unsupported."}, queryScope, query{"search", "string", "Part of the id."}, queryTop, queryAfter),
