@@ -117,11 +117,22 @@ type Verdict struct {
 	Time      time.Time     `json:"time"`
 }
 
-// Layer is where a request stands outside the machine.
+// Layer is where a port of a request stands outside the machine. Its status is
+// what that layer said when it was last looked at; nothing is called closed
+// there that may be open.
 type Layer struct {
-	Name   string `json:"name"`             // whose it is: azure
-	Status Status `json:"status,omitempty"` // as that layer says; empty: not known
-	Error  string `json:"error,omitempty"`  // why it could not be asked
+	Name   string       `json:"name"`             // whose it is: azure
+	Status Status       `json:"status,omitempty"` // as that layer says; empty: not known
+	Reason StatusReason `json:"statusReason,omitempty"`
+	Error  string       `json:"error,omitempty"` // why it could not be asked or looked at, the last time
+	Note   string       `json:"note,omitempty"`  // for people: what the status does not say
+	// Taken is the end the layer has agreed to; Until is the latest end it was
+	// asked for and did not surely refuse. Zero: none.
+	Taken  time.Time `json:"takenUntil,omitzero"`
+	Until  time.Time `json:"openUntil,omitzero"`
+	Looked time.Time `json:"looked,omitzero"` // when the status was true
+	Tries  int       `json:"tries,omitzero"`  // in vain, since it last went well
+	Next   time.Time `json:"next,omitzero"`   // nobody asks or looks before: the replica at work, or a pause
 }
 
 // InitiateInput is a request as it comes in. Address is used where a port
