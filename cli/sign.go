@@ -73,19 +73,8 @@ FILE.sig that comes back. A signature that does not hold is not added.`,
 					return err
 				}
 			}
-			for _, list := range []struct {
-				paths []string
-				sign  func(*cobra.Command, *policy.Envelope, string) (policy.Key, error)
-			}{{keys, signWithKey}, {sshKeys, signWithSSH}, {signatures, addSignature}} {
-				for _, path := range list.paths {
-					key, err := list.sign(c, &envelope, path)
-					if err == nil && trust != "" {
-						err = counts(envelope, sides, key)
-					}
-					if err != nil {
-						return fmt.Errorf("%s: %w", path, err)
-					}
-				}
+			if err := addSignatures(c, &envelope, sides, keys, sshKeys, signatures); err != nil {
+				return err
 			}
 			return writeOutput(c, out, envelope.Encode(), 0o644)
 		},
@@ -99,6 +88,26 @@ FILE.sig that comes back. A signature that does not hold is not added.`,
 	c.Flags().StringVarP(&out, "out", "o", "", "file to write")
 	must(c.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{"trust", "policy", "grants"}, cobra.ShellCompDirectiveNoFileComp)))
 	return c
+}
+
+// addSignatures signs e with every key and adds every signature of a file. If
+// there are sides, each has to count on one of them.
+func addSignatures(c *cobra.Command, e *policy.Envelope, sides []side, keys, sshKeys, signatures []string) error {
+	for _, list := range []struct {
+		paths []string
+		sign  func(*cobra.Command, *policy.Envelope, string) (policy.Key, error)
+	}{{keys, signWithKey}, {sshKeys, signWithSSH}, {signatures, addSignature}} {
+		for _, path := range list.paths {
+			key, err := list.sign(c, e, path)
+			if err == nil && sides != nil {
+				err = counts(*e, sides, key)
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+		}
+	}
+	return nil
 }
 
 // toSign returns in as an envelope to sign: its own, or a new one around it.
