@@ -238,3 +238,10 @@ func issueServer(ca authority, key crypto.Signer, names []string, now time.Time)
 	}
 	return x509.ParseCertificate(der)
 }
+
+// pool is the authority alone.
+func (a authority) pool() *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AddCert(a.cert)
+	return p
+}

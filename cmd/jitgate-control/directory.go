@@ -30,7 +30,9 @@ const (
 // ours are the first parts of the names in a data directory.
 var ours = []string{adminTokenFile, metricsTokenFile, trustFile, databaseFile, lockFile, "keys", "offline", "tls", "agents"}
 
-func (d directory) path(name string) string { return filepath.Join(string(d), filepath.FromSlash(name)) }
+func (d directory) path(name string) string {
+	return filepath.Join(string(d), filepath.FromSlash(name))
+}
 
 // openDirectory makes the data directory, or makes sure that it is ours and
 // nobody else's. Nothing in it is touched.

@@ -7,6 +7,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,7 +47,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.Execute()
+	err := root.ExecuteContext(context.WithValue(context.Background(), argsKey{}, args))
 	if err == nil {
 		return exitDone
 	}
@@ -81,7 +82,7 @@ JIT API, so that Azure's own tools and SDKs work with it.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usagef("%w: see %s --help", err, c.CommandPath())
 	})
-	root.AddCommand(newVersion())
+	root.AddCommand(newServe(), newConfig(), newUser(), newToken(), newRole(), newJoin(), newVersion())
 	return root
 }
 
