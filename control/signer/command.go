@@ -118,13 +118,13 @@ func (c *command) run(ctx context.Context, in []byte, more ...string) ([]byte, e
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", c.argv[0], err)
 	}
-	return out.Bytes(), nil
+	return out.text, nil
 }
 
 // limited keeps the first bytes of what is written to it. Unless quiet, more
 // is an error, which ends the program.
 type limited struct {
-	bytes.Buffer
+	text  []byte
 	left  int
 	quiet bool
 	over  bool
@@ -136,17 +136,18 @@ func (l *limited) Write(p []byte) (int, error) {
 		if !l.quiet {
 			return 0, io.ErrShortBuffer
 		}
-		l.Buffer.Write(p[:l.left])
+		l.text = append(l.text, p[:l.left]...)
 		l.left = 0
 		return len(p), nil
 	}
 	l.left -= len(p)
-	return l.Buffer.Write(p)
+	l.text = append(l.text, p...)
+	return len(p), nil
 }
 
 // firstLine is the first line with something on it, fit for one line of ours.
 func (l *limited) firstLine() string {
-	for line := range strings.Lines(l.String()) {
+	for line := range strings.Lines(string(l.text)) {
 		clean := strings.TrimSpace(strings.Map(func(r rune) rune {
 			if r < ' ' || r == 0x7f || r == 0xfffd {
 				return ' '
