@@ -82,7 +82,7 @@ JIT API, so that Azure's own tools and SDKs work with it.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usagef("%w: see %s --help", err, c.CommandPath())
 	})
-	root.AddCommand(newServe(), newConfig(), newUser(), newToken(), newRole(), newJoin(), newVersion())
+	root.AddCommand(newServe(), newUser(), newToken(), newRole(), newJoin(), newKeys(), newBackup(), newRestore(), newMigrate(), newConfig(), newVersion())
 	return root
 }
 

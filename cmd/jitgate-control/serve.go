@@ -28,8 +28,6 @@ import (
 	"github.com/jitgate/jitgate/control/api"
 	"github.com/jitgate/jitgate/control/azure"
 	"github.com/jitgate/jitgate/control/identity"
-	"github.com/jitgate/jitgate/control/signer"
-	"github.com/jitgate/jitgate/control/signer/keyvault"
 	"github.com/jitgate/jitgate/control/store"
 	"github.com/jitgate/jitgate/control/web"
 )
@@ -190,7 +188,7 @@ func open(ctx context.Context, s settings, log hclog.Logger) (_ *server, err err
 		return nil, err
 	}
 	sv.store = &readiness{Store: kept}
-	if sv.realm, err = sv.dir.realm(ctx, s.realm, kept, openKey(map[string]signer.Driver{"keyvault": keyvault.Open}), sv.now()); err != nil {
+	if sv.realm, err = sv.dir.realm(ctx, s.realm, kept, openKey(drivers()), sv.now()); err != nil {
 		return nil, err
 	}
 	if sv.agentsCA, err = sv.dir.authority("agents", "jitgate agents", sv.now()); err != nil {
