@@ -31,7 +31,8 @@ type VM struct {
 
 // Agent is what is known of the agent of a machine.
 type Agent struct {
-	Key      string    `json:"key"` // SHA-256 of its certificate's SPKI, hexadecimal
+	Key      string    `json:"key"`               // SHA-256 of its certificate's SPKI, hexadecimal
+	NextKey  string    `json:"nextKey,omitempty"` // that it has renewed to and not used yet
 	Install  string    `json:"install,omitempty"`
 	Version  string    `json:"version,omitempty"`
 	Mode     string    `json:"mode,omitempty"`
@@ -43,6 +44,7 @@ type Agent struct {
 	Head     Head      `json:"head,omitzero"`      // of its audit record
 	Versions Versions  `json:"documents,omitzero"` // what it has admitted
 	Note     string    `json:"note,omitempty"`     // the last refusal, for people
+	Forked   bool      `json:"forked,omitempty"`   // its record contradicts what is kept of it
 }
 
 // Head is the end of a chain of audit lines.

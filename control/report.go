@@ -1,0 +1,312 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jitgate/jitgate/uplink"
+)
+
+// Reported is what became of a report.
+type Reported struct {
+	Head    Head   // the newest line kept of the machine's record
+	Refused string // why lines of it were not taken; empty: they were
+}
+
+// Report takes what an agent says of itself and of the lines of its record. A
+// report may come twice. Lines are kept only where they follow those that are
+// kept already: a record that contradicts them is told of, and not taken.
+func (e *Engine) Report(ctx context.Context, id VMID, up uplink.Up) (Reported, error) {
+	lines, err := chained(up.Lines)
+	if err != nil {
+		return Reported{}, err
+	}
+	var out Reported
+	var idle bool
+	err = e.Store.View(ctx, func(tx Tx) error {
+		r, err := e.receive(tx, id, up, lines)
+		out, idle = r.Reported, !r.changed
+		return err
+	})
+	if err != nil || idle {
+		return out, err
+	}
+	err = e.Store.Update(ctx, func(tx Tx) error {
+		r, err := e.receive(tx, id, up, lines)
+		if err != nil {
+			return err
+		}
+		out = r.Reported
+		return r.write(tx)
+	})
+	return out, err
+}
+
+// chained reads lines, which have to follow each other.
+func chained(texts [][]byte) ([]uplink.Line, error) {
+	var lines []uplink.Line
+	for i, text := range texts {
+		l, err := uplink.ParseLine(text)
+		if err != nil {
+			return nil, Refuse(Invalid, "InvalidRecord", "lines[%d]: %v.", i, err)
+		}
+		if i > 0 && (l.Seq != lines[i-1].Seq+1 || l.Prev != lines[i-1].Hash) {
+			return nil, Refuse(Invalid, "InvalidRecord", "lines[%d], number %d of the record, does not follow number %d before it.", i, l.Seq, lines[i-1].Seq)
+		}
+		lines = append(lines, l)
+	}
+	return lines, nil
+}
+
+// received is what a report changes. Making it reads; write writes.
+type received struct {
+	Reported
+	changed  bool
+	vm       VM
+	events   []AgentEvent
+	requests map[string]*Request // to write
+	activity []Activity
+
+	engine *Engine
+	now    time.Time
+	byID   map[string]*granted
+}
+
+// granted is where a grant stands in the requests of a machine.
+type granted struct {
+	request *Request
+	port    *RequestPort
+}
+
+func (e *Engine) receive(tx Tx, id VMID, up uplink.Up, lines []uplink.Line) (*received, error) {
+	r := &received{engine: e, now: e.Now().UTC(), requests: map[string]*Request{}}
+	var err error
+	if r.vm, err = tx.VM(id); err != nil {
+		return nil, err
+	}
+	if r.vm.Agent == nil || r.vm.Agent.Revoked {
+		return nil, errCert
+	}
+	if r.Head, err = tx.AgentHead(id); err != nil {
+		return nil, err
+	}
+	fresh, fork, err := r.fresh(tx, lines, Head(up.Head))
+	if err != nil {
+		return nil, err
+	}
+	if fork != "" {
+		r.forked(fork)
+		fresh = nil
+	}
+	r.status(up)
+	opened := up.Status != nil && len(up.Status.Open) > 0
+	if len(fresh) > 0 || opened {
+		if err := r.load(tx, fresh, opened); err != nil {
+			return nil, err
+		}
+	}
+	for _, l := range fresh {
+		r.take(l)
+	}
+	if opened {
+		for _, grant := range up.Status.Open {
+			r.opened(grant, time.Time{})
+		}
+	}
+	return r, nil
+}
+
+// fresh picks the lines that follow what is kept. fork says how the record
+// contradicts that, if it does. Lines that begin too far ahead are left: the
+// agent's fetcher begins anew behind the head it is told.
+func (r *received) fresh(tx Tx, lines []uplink.Line, head Head) (fresh []uplink.Line, fork string, err error) {
+	kept := r.Head
+	if head.Seq > 0 && head.Seq <= kept.Seq {
+		// Older than what is kept may be a late report; other than it is not.
+		lines = append(slices.Clip(lines), uplink.Line{Seq: head.Seq, Hash: head.Hash})
+	}
+	known := map[uint64]string{kept.Seq: kept.Hash}
+	first := kept.Seq
+	for _, l := range lines {
+		first = min(first, l.Seq)
+	}
+	if first > 0 && first < kept.Seq {
+		earlier, err := tx.AgentEvents(r.vm.ID, first-1, int(min(kept.Seq-first+1, 2000)))
+		if err != nil {
+			return nil, "", err
+		}
+		for _, k := range earlier {
+			known[k.Seq] = k.Hash
+		}
+	}
+	for _, l := range lines {
+		switch hash, ok := known[l.Seq]; {
+		case l.Seq <= kept.Seq && ok && hash != l.Hash:
+			return nil, fmt.Sprintf("line %d is %s, and was %s when it was first sent", l.Seq, l.Hash, hash), nil
+		case l.Seq <= kept.Seq:
+		case l.Seq == kept.Seq+1 && l.Prev == cmp.Or(kept.Hash, uplink.Genesis):
+			fresh = append(fresh, l)
+			kept = Head(l.Head())
+		case l.Seq == kept.Seq+1:
+			return nil, fmt.Sprintf("line %d follows %s, and line %d was %s when it was first sent", l.Seq, l.Prev, kept.Seq, kept.Hash), nil
+		}
+	}
+	return fresh, "", nil
+}
+
+// forked tells of a record that contradicts what is kept of it, once.
+func (r *received) forked(why string) {
+	r.Refused = "the record on this host is not the one that was sent before: " + why
+	if r.vm.Agent.Forked {
+		return
+	}
+	r.vm.Agent.Forked, r.vm.Agent.Note, r.changed = true, r.Refused, true
+	r.activity = append(r.activity, Activity{Time: r.now, Event: "audit.forked", Status: "Failed", Scope: r.vm.ID.Scope(), VM: r.vm.ID.String(), Reason: why})
+	r.engine.Log.Error("an agent's record was changed after it was sent", "vm", r.vm.ID, "why", why)
+}
+
+// status takes over what the agent is and has.
+func (r *received) status(up uplink.Up) {
+	a, was := r.vm.Agent, *r.vm.Agent
+	if up.Status != nil {
+		a.Mode, a.Versions = up.Status.Mode, Versions(up.Have)
+		a.Install, a.Version = cmp.Or(up.Status.Install, a.Install), cmp.Or(up.Status.Version, a.Version)
+		if !a.Forked {
+			a.Note = note(up)
+		}
+	}
+	r.changed = r.changed || *a != was
+}
+
+// note is what is wrong on a host, for people.
+func note(up uplink.Up) string {
+	for _, h := range up.Held {
+		if h.Refusal != "" {
+			return fmt.Sprintf("%s version %d is refused: %s", uplink.File(h.Type), h.Version, h.Refusal)
+		}
+	}
+	return cmp.Or(up.Status.Problem, up.Status.Blocked)
+}
+
+// load reads the requests that grants in the report may belong to.
+func (r *received) load(tx Tx, lines []uplink.Line, open bool) error {
+	filter := RequestFilter{VM: &r.vm.ID, Newest: true, Open: true}
+	for _, l := range lines {
+		if l.Grant != "" {
+			filter.Open, filter.Limit = false, 1000 // it may be over by now
+		}
+	}
+	if filter.Open && !open {
+		return nil
+	}
+	list, err := tx.Requests(filter)
+	if err != nil {
+		return err
+	}
+	r.byID = map[string]*granted{}
+	for i := range list {
+		q := &list[i]
+		for v := range q.VMs {
+			if q.VMs[v].ID.Key() != r.vm.ID.Key() {
+				continue
+			}
+			for p := range q.VMs[v].Ports {
+				if port := &q.VMs[v].Ports[p]; port.GrantID != "" {
+					r.byID[port.GrantID] = &granted{q, port}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// told are the events of a record that the activity log has too. Those left
+// out say what others say already, or come with every list of grants.
+var told = map[string]bool{
+	"agent.started": true, "agent.stopped": true, "install.created": true, "install.renewed": true,
+	"guard.armed": true, "guard.confirmed": true, "guard.reverted": true, "guard.disarmed": true, "guard.lockdown": true, "guard.drift": true, "guard.repaired": true,
+	"document.delivered": true, "document.refused": true,
+	"grant.opened": true, "grant.refused": true, "grant.expired": true, "grant.revoked": true, "grant.used": true, "connection.denied": true,
+}
+
+// take keeps a line and draws from it what it says of a request.
+func (r *received) take(l uplink.Line) {
+	r.changed = true
+	r.events = append(r.events, AgentEvent{Seq: l.Seq, Prev: l.Prev, Hash: l.Hash, Time: l.Time, Line: l.Text})
+	r.Head = Head(l.Head())
+	r.vm.Agent.Head = r.Head
+	g := r.byID[l.Grant]
+	switch l.Event {
+	case "grant.opened":
+		r.opened(l.Grant, l.Time)
+	case "grant.refused":
+		if g != nil {
+			g.port.Refused = cmp.Or(l.Message, l.Code)
+			r.touch(g)
+		}
+	case "grant.expired", "grant.revoked":
+		if g != nil && g.port.Closed.IsZero() {
+			g.port.Closed = l.Time
+			r.touch(g)
+		}
+	}
+	if !told[l.Event] {
+		return
+	}
+	a := Activity{Time: l.Time, Event: l.Event, Status: "Succeeded", Actor: l.Requestor, Scope: r.vm.ID.Scope(), VM: r.vm.ID.String(),
+		Grant: l.Grant, Port: l.Port, Source: l.Source, End: l.End, Code: l.Code, Reason: cmp.Or(l.Reason, l.Message)}
+	if strings.HasSuffix(l.Event, ".refused") {
+		a.Status, a.Reason = "Failed", cmp.Or(l.Message, l.Reason)
+	}
+	if g != nil {
+		a.Request, a.Actor, a.Principal = g.request.ID, g.request.Requestor, g.request.Principal
+	}
+	r.activity = append(r.activity, a)
+}
+
+// opened notes that a port is open: since at, or for all the agent says, since
+// some time. Only this takes a request from Initiating to Initiated.
+func (r *received) opened(grant string, at time.Time) {
+	g := r.byID[grant]
+	if g == nil {
+		return
+	}
+	if at.IsZero() || at.After(r.now) { // a host's clock may be ahead
+		at = r.now
+	}
+	if g.port.Opened.IsZero() {
+		g.port.Opened, g.port.Refused = at, ""
+		if at.After(r.vm.LastAccess) {
+			r.vm.LastAccess, r.vm.LastUser = at, g.request.Requestor
+		}
+		r.touch(g)
+	}
+	if g.port.Status == Initiating {
+		g.port.Status = Initiated
+		r.touch(g)
+	}
+}
+
+func (r *received) touch(g *granted) {
+	r.changed = true
+	r.requests[g.request.ID] = g.request
+}
+
+func (r *received) write(tx Tx) error {
+	err := tx.PutVM(r.vm)
+	for _, q := range r.requests {
+		err = errors.Join(err, tx.PutRequest(*q))
+	}
+	if len(r.events) > 0 {
+		err = errors.Join(err, tx.AppendAgentEvents(r.vm.ID, r.events))
+	}
+	if len(r.activity) > 0 {
+		err = errors.Join(err, tx.AppendActivity(r.activity...))
+	}
+	return err
+}
