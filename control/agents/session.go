@@ -1,0 +1,369 @@
+package agents
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/jitgate/jitgate/control"
+	"github.com/jitgate/jitgate/policy"
+	"github.com/jitgate/jitgate/uplink"
+)
+
+// session is one agent that listens: on a WebSocket, or for the time of one
+// poll.
+type session struct {
+	line   *Line
+	who    control.Recognised
+	cert   *x509.Certificate
+	socket *uplink.Socket // nil: a poll
+	cancel context.CancelFunc
+	ctx    context.Context
+	wake   chan struct{} // something lies in queue
+
+	mu     sync.Mutex
+	ready  bool                     // the agent has said what it has
+	have   uplink.Versions          // in force there
+	held   []uplink.Held            // there, and not in force
+	sent   map[policy.Type]document // the last of each
+	queue  map[policy.Type]document // the newest of each that is not sent
+	down   uplink.Down              // what else there is to say
+	spoken bool                     // down has something
+}
+
+// open makes a session and subscribes it; what is committed from now on
+// reaches its queue. It is nil where the line is leaving.
+func (l *Line) open(who control.Recognised, cert *x509.Certificate, socket *uplink.Socket) *session {
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &session{line: l, who: who, cert: cert, socket: socket, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1),
+		sent: map[policy.Type]document{}, queue: map[policy.Type]document{}}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.leaving {
+		cancel()
+		return nil
+	}
+	key := who.VM.Key()
+	if l.sessions[key] == nil {
+		l.sessions[key] = map[*session]struct{}{}
+	}
+	l.sessions[key][s] = struct{}{}
+	l.ending.Add(1)
+	if socket != nil {
+		l.metrics.connected.Inc()
+	}
+	return s
+}
+
+// close ends the subscription.
+func (s *session) close() {
+	s.cancel()
+	l := s.line
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := s.who.VM.Key()
+	delete(l.sessions[key], s)
+	if len(l.sessions[key]) == 0 {
+		delete(l.sessions, key)
+	}
+	if s.socket != nil {
+		l.metrics.connected.Dec()
+	}
+	l.ending.Done()
+}
+
+// offer puts a document into the queue, in place of an older one of its type.
+func (s *session) offer(d document) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.wants(d) {
+		return
+	}
+	if q, ok := s.queue[d.Type]; ok && q.Seq >= d.Seq {
+		return
+	}
+	s.queue[d.Type] = d
+	s.signal()
+}
+
+// wants reports whether the agent has yet to get d. Of the documents a
+// control plane wrote, the one with the higher Seq is newer.
+func (s *session) wants(d document) bool {
+	if was, ok := s.sent[d.Type]; ok && was.Seq >= d.Seq {
+		return false
+	}
+	for _, h := range s.held {
+		if h.Type == d.Type && h.Digest == d.digest {
+			return false
+		}
+	}
+	return !s.ready || d.Version > s.have.Of(d.Type)
+}
+
+// signal wakes the writer. s.mu is held.
+func (s *session) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// say puts something into the next message.
+func (s *session) say(change func(*uplink.Down)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.down)
+	s.spoken = true
+	s.signal()
+}
+
+// next takes what there is to say, or nothing: then the other end has all.
+func (s *session) next() (uplink.Down, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	down, some := s.down, s.spoken
+	s.down, s.spoken = uplink.Down{}, false
+	if !s.ready {
+		return down, some
+	}
+	for _, t := range uplink.Documents {
+		d, ok := s.queue[t]
+		delete(s.queue, t)
+		if !ok || !s.wants(d) {
+			continue
+		}
+		s.sent[t] = d
+		down.Documents, some = append(down.Documents, uplink.Document{Type: t, Version: d.Version, Signed: d.Signed}), true
+		s.line.metrics.pushes.WithLabelValues(uplink.File(t)).Inc()
+	}
+	return down, some
+}
+
+// told takes over what the agent says it has, and queues what is newer. The
+// session is subscribed by now, so that nothing falls between.
+func (s *session) told(ctx context.Context, up uplink.Up) error {
+	s.mu.Lock()
+	again := s.ready && s.have == up.Have
+	for t := range s.sent {
+		if up.Have.Of(t) < s.have.Of(t) {
+			delete(s.sent, t) // the host lost what it had
+		}
+	}
+	s.have, s.held, s.ready = up.Have, up.Held, true
+	s.mu.Unlock()
+	if again {
+		return nil
+	}
+	for _, t := range uplink.Documents {
+		d, err := s.line.document(ctx, s.who.VM, t)
+		if errors.Is(err, control.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		s.offer(d)
+	}
+	return nil
+}
+
+// take deals with a message of the agent.
+func (s *session) take(ctx context.Context, text []byte) error {
+	s.line.metrics.bytes.WithLabelValues("up").Add(float64(len(text)))
+	up, err := uplink.ParseUp(text)
+	if err != nil {
+		return malformed(err)
+	}
+	return s.takeUp(ctx, up)
+}
+
+func (s *session) takeUp(ctx context.Context, up uplink.Up) error {
+	done, err := s.line.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	s.mu.Lock()
+	first := !s.ready
+	s.mu.Unlock()
+	reported, err := s.line.Engine.Report(ctx, s.who.VM, up)
+	if err != nil {
+		return err
+	}
+	s.line.metrics.reports.Inc()
+	if err := s.told(ctx, up); err != nil {
+		return err
+	}
+	if first || len(up.Lines) > 0 || reported.Refused != "" {
+		head := uplink.Head(reported.Head)
+		due := s.who.Due(s.line.Now())
+		s.say(func(d *uplink.Down) { d.Ack, d.Refused, d.Renew = &head, uplink.Trim(reported.Refused), due })
+	}
+	return nil
+}
+
+// serve is a WebSocket's life.
+func (s *session) serve() {
+	defer s.close()
+	defer s.socket.Cut()
+	writer := make(chan struct{})
+	go func() {
+		defer close(writer)
+		s.write()
+	}()
+	err := s.read()
+	s.cancel()
+	<-writer
+	closed := &uplink.Closed{}
+	switch refusal := control.AsError(err); {
+	case refusal != nil:
+		s.line.metrics.refused.WithLabelValues(refusal.Code).Inc()
+		s.line.Log.Warn("an agent is sent away", "vm", s.who.VM, "error", err)
+		s.socket.Close(uplink.CloseRefused, refusal.Message)
+	case !errors.As(err, &closed):
+		s.line.Log.Debug("the line to an agent broke", "vm", s.who.VM, "error", err)
+	}
+}
+
+func (s *session) read() error {
+	limit := rate.NewLimiter(upRate, upBurst)
+	checked := s.line.Now()
+	s.socket.Heard = func() { s.line.heard(s.who.VM) }
+	for {
+		text, err := s.socket.Read(uplink.MaxUp)
+		if err != nil {
+			return err
+		}
+		if err := limit.Wait(s.ctx); err != nil {
+			return err
+		}
+		if now := s.line.Now(); now.Sub(checked) >= recheckEvery {
+			checked = now
+			if err := s.recheck(s.ctx); err != nil {
+				return err
+			}
+		}
+		if err := s.insist(text); err != nil {
+			return err
+		}
+	}
+}
+
+// insist takes a message, again and again while the store does not answer: an
+// agent does not have to come anew for that.
+func (s *session) insist(text []byte) error {
+	for wait := 250 * time.Millisecond; ; wait *= 2 {
+		err := s.take(s.ctx, text)
+		refusal := control.AsError(err)
+		passes := err != nil && (refusal == nil || refusal.Kind == control.Unavailable)
+		if !passes || wait > uplink.PingEvery {
+			return err
+		}
+		s.line.Log.Warn("a report cannot be taken, trying again", "vm", s.who.VM, "error", err)
+		select {
+		case <-s.ctx.Done():
+			return s.ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// recheck refuses an agent that has been revoked, or whose certificate is over.
+func (s *session) recheck(ctx context.Context) error {
+	who, err := s.line.recognise(ctx, s.cert)
+	if isGone(who, err) {
+		return cmp.Or(err, error(errNoCert))
+	}
+	return nil
+}
+
+func (s *session) write() {
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.wake:
+		}
+		down, some := s.next()
+		if !some {
+			continue
+		}
+		text := uplink.Encode(down)
+		s.line.metrics.bytes.WithLabelValues("down").Add(float64(len(text)))
+		if err := s.socket.Write(text); err != nil {
+			s.socket.Cut() // the reader notices
+			return
+		}
+		if down.BackOff > 0 {
+			s.socket.Close(uplink.CloseGoing, "come back later")
+			return
+		}
+	}
+}
+
+// servePoll is the line without a WebSocket: it takes a report, and answers as
+// soon as there is something to say, or after as long as the fetcher asked.
+func (l *Line) servePoll(w http.ResponseWriter, r *http.Request) {
+	l.metrics.polls.Inc()
+	down, err := l.poll(w, r)
+	if err != nil {
+		l.fail(w, r, err)
+		return
+	}
+	text := uplink.Encode(down)
+	l.metrics.bytes.WithLabelValues("down").Add(float64(len(text)))
+	writeMessage(w, text)
+}
+
+func (l *Line) poll(w http.ResponseWriter, r *http.Request) (uplink.Down, error) {
+	who, cert, err := l.agent(r)
+	if err != nil {
+		return uplink.Down{}, err
+	}
+	text, err := body(w, r, uplink.MaxUp)
+	if err != nil {
+		return uplink.Down{}, err
+	}
+	l.metrics.bytes.WithLabelValues("up").Add(float64(len(text)))
+	up, err := uplink.ParseUp(text)
+	if err != nil {
+		return uplink.Down{}, malformed(err)
+	}
+	l.heard(who.VM)
+	s := l.open(who, cert, nil)
+	if s == nil {
+		return uplink.Down{}, errLeaving
+	}
+	defer s.close()
+	if err := s.takeUp(r.Context(), up); err != nil {
+		return uplink.Down{}, err
+	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Duration(up.Wait)*time.Second + bodyWithin))
+	// The acknowledgement alone is no reason to answer at once.
+	down, _ := s.next()
+	enough := time.NewTimer(time.Duration(up.Wait) * time.Second)
+	defer enough.Stop()
+	for len(down.Documents) == 0 && len(up.Lines) == 0 && down.BackOff == 0 {
+		select {
+		case <-enough.C:
+			l.heard(who.VM)
+			return down, nil
+		case <-r.Context().Done():
+			return uplink.Down{}, r.Context().Err()
+		case <-s.ctx.Done(): // revoked meanwhile
+			return uplink.Down{}, control.Refuse(control.Unknown, "InvalidCertificate", "The agent was revoked: enrol again with jitgate enroll.")
+		case <-s.wake:
+		}
+		more, _ := s.next()
+		down.Documents, down.BackOff = more.Documents, more.BackOff
+	}
+	return down, nil
+}
+
+var _ http.Handler = (*Line)(nil)
