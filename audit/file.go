@@ -25,10 +25,11 @@ import (
 type File struct {
 	Now func() time.Time
 
-	dir  string
-	mu   sync.Mutex
-	f    *os.File
-	head head
+	dir     string
+	mu      sync.Mutex
+	f       *os.File
+	head    head
+	changed chan struct{} // closed when something was recorded; nil: nobody asked
 }
 
 type head struct {
@@ -93,6 +94,10 @@ func (l *File) Record(_ context.Context, events ...Event) error {
 		return fmt.Errorf("audit: %w", err)
 	}
 	l.head = next
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
 	return nil
 }
 
