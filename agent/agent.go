@@ -92,6 +92,8 @@ type Agent struct {
 	reported map[string]policy.Code // refused grants, so that each is recorded once
 
 	calls chan func() // run between passes, by the goroutine that runs those
+	// readers has a place for each call that reads the record.
+	readers chan struct{}
 }
 
 // refusal is the last document of a kind that was refused.
@@ -106,6 +108,7 @@ func (a *Agent) Load() {
 	a.store = store{a.Settings.StateDir}
 	a.live, a.reported = map[string]granted{}, map[string]policy.Code{}
 	a.calls = make(chan func())
+	a.readers = make(chan struct{}, eventsCalls)
 	a.started = a.Clock.Wall()
 	if a.Settings.HostNote != "" {
 		a.Log.Warn("host_id = \"auto\"", "note", a.Settings.HostNote)

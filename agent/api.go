@@ -38,6 +38,7 @@ func (a *Agent) handler() http.Handler {
 	mux.HandleFunc("GET /v1/status", call(a, func(ctx context.Context, _ caller, _ nothing) (any, error) {
 		return a.snapshot(ctx), nil
 	}))
+	mux.HandleFunc("GET /v1/events", a.serveEvents)
 	mux.HandleFunc("POST /v1/lockdown", call(a, func(ctx context.Context, by caller, _ nothing) (any, error) {
 		return nil, a.endAll(ctx, by.String())
 	}))

@@ -15,6 +15,8 @@ const (
 	defaultInboxDir = "/var/lib/jitgate/inbox"
 	defaultStateDir = "/var/lib/jitgate/state"
 	defaultSocket   = "/run/jitgate/agent.sock"
+
+	defaultIdentityDir = "/var/lib/jitgate/fetch"
 )
 
 // productUUID is what the firmware calls this machine, or empty: only root may

@@ -16,6 +16,8 @@ var (
 	defaultInboxDir = filepath.Join(programData, "inbox")
 	defaultStateDir = filepath.Join(programData, "state")
 	defaultSocket   = filepath.Join(programData, "agent.sock")
+
+	defaultIdentityDir = filepath.Join(programData, "fetch")
 )
 
 // productUUID is not asked for here.

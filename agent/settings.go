@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -37,6 +39,19 @@ type Settings struct {
 	StateDir string
 	Socket   string
 	TrustPin policy.Digest // zero: none was set
+	// Control is where the fetcher finds the control plane; nil: this host has
+	// none. The agent reads it and makes no use of it.
+	Control *Control
+}
+
+// Control is the table [control], checked.
+type Control struct {
+	URL          string   // https://NAME[:PORT]; empty: Fallback alone
+	CA           string   // file with the certificate the server's is signed by; empty: the system's
+	IdentityDir  string   // the fetcher's own
+	Proxy        string   // http://[USER:PASSWORD@]HOST:PORT; empty: HTTPS_PROXY
+	Fallback     []string // where the same signed files lie: URLs, or directories
+	PollInterval time.Duration
 }
 
 type settingsTOML struct {
@@ -50,10 +65,59 @@ type settingsTOML struct {
 	Control  *controlTOML `toml:"control"`
 }
 
-// controlTOML is read by the fetcher; the agent only knows that it may be
-// there.
 type controlTOML struct {
-	URL string `toml:"url"`
+	URL          string   `toml:"url"`
+	CA           string   `toml:"ca"`
+	IdentityDir  *string  `toml:"identity_dir"`
+	Proxy        string   `toml:"proxy"`
+	Fallback     []string `toml:"fallback"`
+	PollInterval *string  `toml:"poll_interval"`
+}
+
+const (
+	defaultPoll  = time.Minute
+	shortestPoll = 5 * time.Second
+	longestPoll  = 24 * time.Hour
+	maxFallback  = 8
+)
+
+func (raw *controlTOML) control() (*Control, error) {
+	c := &Control{URL: strings.TrimSuffix(raw.URL, "/"), CA: raw.CA, IdentityDir: defaultIdentityDir, Proxy: raw.Proxy, Fallback: raw.Fallback, PollInterval: defaultPoll}
+	if raw.IdentityDir != nil {
+		c.IdentityDir = *raw.IdentityDir
+	}
+	switch u, err := url.Parse(c.URL); {
+	case c.URL == "" && len(c.Fallback) == 0:
+		return nil, errors.New("neither url nor fallback says where documents come from")
+	case c.URL == "":
+	case err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil:
+		return nil, fmt.Errorf("url %q is not https://NAME or https://NAME:PORT", raw.URL)
+	}
+	for _, p := range []struct{ name, path string }{{"ca", c.CA}, {"identity_dir", c.IdentityDir}} {
+		if !filepath.IsAbs(p.path) && (p.name != "ca" || p.path != "") {
+			return nil, fmt.Errorf("%s %q is not an absolute path", p.name, p.path)
+		}
+	}
+	if u, err := url.Parse(c.Proxy); c.Proxy != "" && (err != nil || u.Scheme != "http" || u.Host == "") {
+		return nil, errors.New("proxy is not http://HOST:PORT or http://USER:PASSWORD@HOST:PORT") // it may hold a password
+	}
+	if len(c.Fallback) > maxFallback {
+		return nil, fmt.Errorf("%d entries of fallback, the limit is %d", len(c.Fallback), maxFallback)
+	}
+	for i, f := range c.Fallback {
+		u, err := url.Parse(f)
+		if !filepath.IsAbs(f) && (err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "") {
+			return nil, fmt.Errorf("fallback[%d] %q is neither a URL of http or https nor an absolute path", i, f)
+		}
+	}
+	if raw.PollInterval != nil {
+		d, err := time.ParseDuration(*raw.PollInterval)
+		if err != nil || d < shortestPoll || d > longestPoll {
+			return nil, fmt.Errorf(`poll_interval %q is not a time from %s to %s, like "1m"`, *raw.PollInterval, shortestPoll, longestPoll)
+		}
+		c.PollInterval = d
+	}
+	return c, nil
 }
 
 // LoadSettings reads and checks a settings file. One that somebody else than
@@ -143,6 +207,11 @@ func (raw settingsTOML) settings() (s Settings, err error) {
 	if raw.TrustPin != "" {
 		if s.TrustPin, err = policy.ParseDigest(raw.TrustPin); err != nil {
 			return s, fmt.Errorf("trust_pin: %w", err)
+		}
+	}
+	if raw.Control != nil {
+		if s.Control, err = raw.Control.control(); err != nil {
+			return s, fmt.Errorf("[control]: %w", err)
 		}
 	}
 	return s, nil

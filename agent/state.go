@@ -104,6 +104,13 @@ func (s Settings) Followed() bool {
 	return err == nil && m.Pin == s.TrustPin && documents[Trust] != nil
 }
 
+// Trusts reports whether the trust document in force here, of the realm that
+// trust_pin is of, has the digest d.
+func (s Settings) Trusts(d policy.Digest) bool {
+	m, documents, err := store{s.StateDir}.load()
+	return err == nil && m.Pin == s.TrustPin && m.State.Trust.Digest == d && documents[Trust] != nil
+}
+
 // damage is the error of a file that may be read, and is not what an agent
 // wrote.
 type damage struct {

@@ -174,27 +174,15 @@ trust documents have replaced the first one since.`,
 			if err != nil {
 				return err
 			}
-			settings, err := agent.LoadSettings(config)
-			if err != nil {
+			already, err := installTrust(c, config, raw, v, replace)
+			switch {
+			case err != nil:
 				return err
-			}
-			if none := (policy.Digest{}); settings.TrustPin != none && settings.TrustPin != v.Digest() && !replace {
-				return fmt.Errorf("%s already pins %s: --replace makes this host part of the other realm", config, settings.TrustPin)
-			}
-			if follows(settings, raw, v) {
+			case already:
 				fmt.Fprintf(c.OutOrStdout(), "This host trusts realm %s (%s) already.\n", v.Document().Realm, v.Digest())
-				return nil
+			default:
+				fmt.Fprintf(c.OutOrStdout(), "This host trusts realm %s (%s). Restart the agent if it is running.\n", v.Document().Realm, v.Digest())
 			}
-			if err := os.MkdirAll(settings.InboxDir, 0o755); err != nil {
-				return err
-			}
-			if err := writePin(c, config, v.Digest()); err != nil {
-				return err
-			}
-			if err := writeOutput(c, filepath.Join(settings.InboxDir, agent.Trust.File()), raw, 0o644); err != nil {
-				return err
-			}
-			fmt.Fprintf(c.OutOrStdout(), "This host trusts realm %s (%s). Restart the agent if it is running.\n", v.Document().Realm, v.Digest())
 			return nil
 		},
 	}
@@ -202,6 +190,37 @@ trust documents have replaced the first one since.`,
 	c.Flags().StringVar(&pin, "pin", "", "digest the document must have, sha256: and 64 hex digits")
 	c.Flags().BoolVar(&replace, "replace", false, "leave the realm this host belongs to")
 	return c
+}
+
+// installTrust makes a host part of a realm: it puts the trust document into
+// the inbox and pins it. A host of another realm stays there unless replace
+// says otherwise; one of this realm is left as it is.
+func installTrust(c *cobra.Command, config string, raw []byte, v policy.Verified[policy.Trust], replace bool) (already bool, err error) {
+	settings, err := agent.LoadSettings(config)
+	if err != nil {
+		return false, err
+	}
+	if err := mayPin(settings, config, v.Digest(), replace); err != nil {
+		return false, err
+	}
+	if settings.Trusts(v.Digest()) || follows(settings, raw, v) {
+		return true, nil
+	}
+	if err := os.MkdirAll(settings.InboxDir, 0o755); err != nil {
+		return false, err
+	}
+	if err := writePin(c, config, v.Digest()); err != nil {
+		return false, err
+	}
+	return false, writeOutput(c, filepath.Join(settings.InboxDir, agent.Trust.File()), raw, 0o644)
+}
+
+// mayPin refuses to take a host out of its realm by the way.
+func mayPin(s agent.Settings, config string, pin policy.Digest, replace bool) error {
+	if none := (policy.Digest{}); s.TrustPin == none || s.TrustPin == pin || s.Trusts(pin) || replace {
+		return nil
+	}
+	return fmt.Errorf("%s already pins %s: --replace makes this host part of the other realm", config, s.TrustPin)
 }
 
 // follows reports whether the document was installed before: it is pinned, and

@@ -1,0 +1,138 @@
+package fetch
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/jitgate/jitgate/policy"
+	"github.com/jitgate/jitgate/uplink"
+)
+
+// item is a document as far as a carrier reads it: unverified. The agent
+// judges it.
+type item struct {
+	typ            policy.Type
+	realm          string
+	epoch, version uint64
+	digest         policy.Digest
+}
+
+// parseItem reads what came from a control plane or from a plain file. What an
+// agent could not read is not carried.
+func parseItem(raw []byte) (item, error) {
+	e, err := policy.ParseEnvelope(raw)
+	if err != nil {
+		return item{}, err
+	}
+	document, err := policy.ParseDocument(e.Type, e.Payload)
+	if err != nil {
+		return item{}, err
+	}
+	i := item{typ: e.Type, digest: e.Digest()}
+	switch d := document.(type) {
+	case policy.Trust:
+		i.realm, i.version = d.Realm, d.Version
+	case policy.Policy:
+		i.realm, i.epoch, i.version = d.Realm, d.Epoch, d.Version
+	case policy.Grants:
+		i.realm, i.epoch, i.version = d.Realm, d.Epoch, d.Version
+	}
+	return i, nil
+}
+
+// newer reports whether i may take the place of was. Frames overtake each
+// other, and a plain file may be an old one.
+func (i item) newer(was item) bool {
+	if i.realm != was.realm {
+		return true // another realm counts anew
+	}
+	return i.epoch > was.epoch || i.epoch == was.epoch && i.version > was.version
+}
+
+// inbox is where the agent looks for documents.
+type inbox struct {
+	dir string
+
+	mu   sync.Mutex
+	lies map[policy.Type]item // what lies there
+}
+
+// look reads what lies in the inbox. Others may deliver there as well.
+func (b *inbox) look() map[policy.Type]item {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.read()
+	out := map[policy.Type]item{}
+	for t, i := range b.lies {
+		out[t] = i
+	}
+	return out
+}
+
+func (b *inbox) read() {
+	b.lies = map[policy.Type]item{}
+	for _, t := range uplink.Documents {
+		if i, err := readItem(filepath.Join(b.dir, uplink.File(t))); err == nil && i.typ == t {
+			b.lies[t] = i
+		}
+	}
+}
+
+func readItem(path string) (item, error) {
+	raw, err := readPlainFile(path)
+	if err != nil {
+		return item{}, err
+	}
+	return parseItem(raw)
+}
+
+// readPlainFile reads a file of no more than an envelope has. A FIFO or a
+// device is not waited for.
+func readPlainFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a plain file", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, policy.MaxEnvelope+1))
+}
+
+// errOld is returned for what is not newer than what lies there.
+var errOld = errors.New("not newer than what was delivered")
+
+// deliver puts a document into the inbox if it is newer than what lies there.
+func (b *inbox) deliver(want policy.Type, raw []byte) (item, error) {
+	i, err := parseItem(raw)
+	if err != nil {
+		return i, err
+	}
+	if i.typ != want {
+		return i, fmt.Errorf("it is a document of type %q", i.typ)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.read()
+	if was, ok := b.lies[want]; ok && !i.newer(was) {
+		return i, errOld
+	}
+	if err := replaceFile(b.dir, uplink.File(want), raw, 0o644); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: the agent makes its inbox when it starts", err)
+		}
+		return i, err
+	}
+	b.lies[want] = i
+	return i, nil
+}

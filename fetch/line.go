@@ -1,0 +1,285 @@
+package fetch
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jitgate/jitgate/uplink"
+)
+
+const (
+	// pollFor is how long polling goes on before a WebSocket is tried again.
+	pollFor = 15 * time.Minute
+	// ackWithin is how long an acknowledgement is waited for before lines are
+	// sent again.
+	ackWithin = time.Minute
+	// breath is the least time between two messages.
+	breath = 200 * time.Millisecond
+)
+
+// conversation is one connection to a control plane, by one of the two ways.
+type conversation struct {
+	*Fetcher
+	transport *transport
+	identity  identity
+	file      string        // where the identity lies
+	wake      chan struct{} // acked, refused or asked to renew
+
+	mu      sync.Mutex
+	heard   bool
+	acked   *uplink.Head // nil: not said yet
+	refused bool
+	flight  time.Time // when lines were sent that are not acknowledged; zero: none
+	askedTo bool      // renew
+}
+
+// line talks on a WebSocket until that ends.
+func (c *conversation) line(ctx context.Context) error {
+	socket, err := c.transport.webSocket(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, func() { socket.Cut() })
+	defer stop()
+	var reader sync.WaitGroup
+	defer reader.Wait()
+	defer socket.Cut()
+	reader.Go(func() {
+		for {
+			text, err := socket.Read(uplink.MaxDown)
+			if err == nil {
+				err = c.hear(text)
+			}
+			if err != nil {
+				cancel(err)
+				return
+			}
+		}
+	})
+	c.Log.Info("connected to the control plane", "url", c.URL)
+	return c.talk(ctx, func(up uplink.Up) error { return socket.Write(uplink.Encode(up)) }, socket.Ping)
+}
+
+// poll talks by calls until it is time to try a WebSocket again.
+func (c *conversation) poll(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	enough := time.AfterFunc(pollFor, func() { cancel(errEnough) })
+	defer enough.Stop()
+	var listener sync.WaitGroup
+	defer listener.Wait()
+	defer cancel(nil)
+	listener.Go(func() {
+		for {
+			up := c.report()
+			up.Wait = uplink.MaxWait
+			err := c.ask(ctx, up)
+			if err != nil {
+				cancel(err)
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(breath):
+			}
+		}
+	})
+	return c.talk(ctx, func(up uplink.Up) error { return c.ask(ctx, up) }, func() error { return nil })
+}
+
+// ask is one poll.
+func (c *conversation) ask(ctx context.Context, up uplink.Up) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(up.Wait)*time.Second+answerWithin)
+	defer cancel()
+	text, err := c.transport.call(ctx, http.MethodPost, uplink.PathPoll, uplink.Encode(up), uplink.MaxDown)
+	if err != nil {
+		return err
+	}
+	return c.hear(text)
+}
+
+// talk says what there is to say, whenever that changes.
+func (c *conversation) talk(ctx context.Context, send func(uplink.Up) error, ping func() error) error {
+	ticks := time.NewTicker(uplink.PingEvery)
+	defer ticks.Stop()
+	var last []byte
+	for {
+		changed := c.changes() // before the look, so that nothing falls between
+		if err := c.renewIfDue(ctx); err != nil {
+			return err
+		}
+		up := c.report()
+		plain := uplink.Encode(up)
+		up.Lines = c.lines(ctx, up.Head)
+		if len(up.Lines) > 0 || !bytes.Equal(plain, last) {
+			if err := send(up); err != nil {
+				return why(ctx, err)
+			}
+			last = plain
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(breath): // what changes in one breath is said in one
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-changed:
+		case <-c.wake:
+		case <-ticks.C:
+			if err := ping(); err != nil {
+				return why(ctx, err)
+			}
+		}
+	}
+}
+
+// why is the reason for which ctx was ended, or err.
+func why(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// lines are those of the agent's record that the control plane has yet to get.
+func (c *conversation) lines(ctx context.Context, head uplink.Head) [][]byte {
+	c.mu.Lock()
+	acked, wait := c.acked, c.refused || !c.flight.IsZero() && time.Since(c.flight) < ackWithin
+	c.mu.Unlock()
+	if acked == nil || wait || head.Seq <= acked.Seq {
+		return nil
+	}
+	lines, _, err := c.agent.events(ctx, acked.Seq, 0)
+	if err != nil {
+		return nil // the agent stopped: it is observed
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.flight = time.Now()
+	return lines
+}
+
+// hear deals with a message of the control plane.
+func (c *conversation) hear(text []byte) error {
+	down, err := uplink.ParseDown(text)
+	if err != nil {
+		return fmt.Errorf("what the control plane says cannot be read: %w", err)
+	}
+	if err := c.hearFirst(); err != nil {
+		return err
+	}
+	for _, t := range uplink.Documents {
+		i := slices.IndexFunc(down.Documents, func(d uplink.Document) bool { return d.Type == t })
+		if i >= 0 {
+			c.deliver(t, down.Documents[i].Signed, c.URL)
+		}
+	}
+	c.mu.Lock()
+	if down.Ack != nil {
+		c.acked, c.flight = down.Ack, time.Time{}
+	}
+	if down.Refused != "" && !c.refused {
+		c.refused = true
+		c.Log.Error("the control plane does not take the record of this host", "because", down.Refused)
+	}
+	c.askedTo = c.askedTo || down.Renew
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+	if down.BackOff > 0 {
+		return sentAway(down.BackOff)
+	}
+	return nil
+}
+
+// hearFirst notes that the control plane knows this identity. A renewed one
+// then takes the place of the one before.
+func (c *conversation) hearFirst() error {
+	c.mu.Lock()
+	first := !c.heard
+	c.heard = true
+	c.mu.Unlock()
+	if !first {
+		return nil
+	}
+	c.setReached(true)
+	if c.file == nextFile {
+		if err := os.Rename(filepath.Join(c.IdentityDir, nextFile), filepath.Join(c.IdentityDir, identityFile)); err != nil {
+			return fmt.Errorf("the renewed identity: %w", err)
+		}
+		c.file = identityFile
+		c.Log.Info("the renewed certificate is in use", "until", c.identity.leaf.NotAfter.UTC().Format(time.RFC3339))
+		return syncDir(c.IdentityDir)
+	}
+	// The one in use is known, so one that was renewed to and is not was never
+	// taken over.
+	return remove(c.IdentityDir, nextFile)
+}
+
+// renewIfDue renews the certificate when it is time, at most once an hour.
+func (c *conversation) renewIfDue(ctx context.Context) error {
+	now := time.Now()
+	c.mu.Lock()
+	due := c.heard && (c.askedTo || c.identity.due(now))
+	c.mu.Unlock()
+	c.Fetcher.mu.Lock()
+	due = due && now.Sub(c.renewed).Abs() >= renewEvery
+	c.Fetcher.mu.Unlock()
+	if !due {
+		return nil
+	}
+	if err := c.renew(ctx); errors.Is(err, errRenewed) {
+		return err
+	} else if err != nil {
+		c.Log.Warn("the certificate cannot be renewed now", "error", err)
+	}
+	return nil
+}
+
+// renew gets a certificate for a new key, and returns errRenewed once it is on
+// the disk. The one in use stays until the new one has worked.
+func (c *conversation) renew(ctx context.Context) error {
+	c.Fetcher.mu.Lock()
+	c.renewed = time.Now()
+	c.Fetcher.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	next, err := newIdentity("")
+	if err != nil {
+		return err
+	}
+	csr, err := next.request()
+	if err != nil {
+		return err
+	}
+	text, err := c.transport.call(ctx, http.MethodPost, uplink.PathRenew, uplink.Encode(uplink.RenewRequest{CSR: csr}), uplink.MaxEnrolled)
+	if err != nil {
+		return fmt.Errorf("renewal: %w", err)
+	}
+	answer, err := uplink.ParseCertificate(text)
+	if err == nil {
+		next, err = next.certified(answer.Chain)
+	}
+	if err != nil {
+		return fmt.Errorf("renewal: %w", err)
+	}
+	if err := next.save(c.IdentityDir, nextFile); err != nil {
+		return fmt.Errorf("renewal: %w", err)
+	}
+	return errRenewed
+}

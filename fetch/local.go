@@ -1,0 +1,123 @@
+package fetch
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jitgate/jitgate/policy"
+	"github.com/jitgate/jitgate/uplink"
+)
+
+// local is the agent on this host, behind its socket.
+type local struct {
+	client *http.Client
+}
+
+func newLocal(socket string) local {
+	return local{&http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", socket)
+		},
+		MaxIdleConnsPerHost: 2, IdleConnTimeout: 30 * time.Second,
+	}}}
+}
+
+// maxStatus bounds what is read of the agent's answers, in bytes.
+const maxStatus = 8 << 20
+
+func (l local) get(ctx context.Context, path string) (http.Header, []byte, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	response, err := l.client.Do(request)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer response.Body.Close()
+	answer, err := readUpTo(response.Body, maxStatus)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = &agentError{response.StatusCode, strings.TrimSpace(string(answer))}
+	}
+	return response.Header, answer, err
+}
+
+// agentError is an answer other than the one hoped for.
+type agentError struct {
+	status  int
+	message string
+}
+
+func (e *agentError) Error() string {
+	return fmt.Sprintf("the agent answers %d: %s", e.status, e.message)
+}
+
+// status is what the agent says of itself, as far as it goes up.
+type status struct {
+	Install  string         `json:"install"`
+	Mode     string         `json:"mode"`
+	Openings []statusGrant  `json:"openings"`
+	Docs     []statusOfKind `json:"documents"`
+	Blocked  string         `json:"blocked"`
+	Problem  string         `json:"problem"`
+}
+
+type statusGrant struct {
+	Grant string `json:"grant"`
+}
+
+type statusOfKind struct {
+	Document string `json:"document"`
+	Version  uint64 `json:"version"`
+	Refusal  string `json:"refusal"`
+}
+
+// of is what the agent says of one type of document.
+func (s status) of(t policy.Type) statusOfKind {
+	for _, d := range s.Docs {
+		if d.Document+".json" == uplink.File(t) {
+			return d
+		}
+	}
+	return statusOfKind{}
+}
+
+func (l local) status(ctx context.Context) (s status, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	_, text, err := l.get(ctx, "/v1/status")
+	if err == nil {
+		err = json.Unmarshal(text, &s)
+	}
+	return s, err
+}
+
+// events returns lines of the record behind a number, and where it ends. It
+// waits for the first one.
+func (l local) events(ctx context.Context, after uint64, wait time.Duration) (lines [][]byte, head uplink.Head, err error) {
+	ctx, cancel := context.WithTimeout(ctx, wait+15*time.Second)
+	defer cancel()
+	header, text, err := l.get(ctx, fmt.Sprintf("/v1/events?after=%d&wait=%d", after, int(wait/time.Second)))
+	if err != nil {
+		return nil, head, err
+	}
+	head.Hash = header.Get("Jitgate-Hash")
+	if head.Seq, err = strconv.ParseUint(header.Get("Jitgate-Seq"), 10, 53); err != nil {
+		return nil, uplink.Head{}, errors.New("the agent does not say where its record ends")
+	}
+	if head.Seq == 0 {
+		return nil, uplink.Head{}, nil
+	}
+	for line := range bytes.Lines(text) {
+		lines = append(lines, bytes.TrimSuffix(line, []byte("\n")))
+	}
+	return lines, head, nil
+}
