@@ -230,15 +230,15 @@ func (w *layerWatch) due(ctx context.Context) (ids []string, next time.Time, err
 	return ids[:min(len(ids), layerBatch)], next, nil
 }
 
-// place is where a port stands in a request.
-type place struct{ machine, index int }
+// portPlace is where a port stands in a request.
+type portPlace struct{ machine, index int }
 
 // ports goes through the ports of r, machine by machine.
-func (r *Request) ports() iter.Seq2[place, *RequestPort] {
-	return func(yield func(place, *RequestPort) bool) {
+func (r *Request) ports() iter.Seq2[portPlace, *RequestPort] {
+	return func(yield func(portPlace, *RequestPort) bool) {
 		for i := range r.VMs {
 			for j := range r.VMs[i].Ports {
-				if !yield(place{i, j}, &r.VMs[i].Ports[j]) {
+				if !yield(portPlace{i, j}, &r.VMs[i].Ports[j]) {
 					return
 				}
 			}
@@ -255,7 +255,7 @@ type layerTask struct {
 
 // takenOnPort is a port as it was when it was taken on.
 type takenOnPort struct {
-	place
+	portPlace
 	port   RequestPort
 	before time.Time // its layer's Until
 }
@@ -391,7 +391,7 @@ func (w *layerWatch) write(tx Tx, t layerTask, layers []*Layer, failed error) er
 	var lines []Activity
 	ports := maps.Collect(r.ports())
 	for i, mine := range t.taken {
-		port := ports[mine.place]
+		port := ports[mine.portPlace]
 		if port == nil || port.Outer == nil {
 			continue
 		}
