@@ -14,11 +14,11 @@ import (
 // Limits of what callers may say. Those of a document (policy.MaxPorts,
 // policy.MaxPrefixes) hold beside them.
 const (
-	maxNames         = 56   // characters of a policy's and a machine's name together: Azure's
-	maxVMs           = 1000 // of a policy, or of a request
+	maxNames         = 56               // characters of a policy's and a machine's name together: Azure's
+	maxVMs           = 1000             // of a policy, or of a request
 	maxAsked         = policy.MaxGrants // ports of a request, all machines together
-	maxJustification = 1024 // bytes
-	maxKind          = 64   // bytes
+	maxJustification = 1024             // bytes
+	maxKind          = 64               // bytes
 	shortestMax      = 5 * time.Minute
 	longestMax       = 24 * time.Hour
 	shortestRequest  = time.Second // documents count in seconds
