@@ -758,14 +758,8 @@ func listJoins(c *call) error {
 	return c.ok(out)
 }
 
-// What a join token is unless said: for one machine, for an hour.
-const (
-	joinUses  = 1
-	joinValid = time.Hour
-)
-
 func createJoin(c *call) error {
-	in := joinIn{Uses: joinUses}
+	var in joinIn
 	if err := c.strict(&in); err != nil {
 		return err
 	}
@@ -779,9 +773,6 @@ func createJoin(c *call) error {
 	valid, err := duration("valid", in.Valid)
 	if err != nil {
 		return err
-	}
-	if valid == 0 {
-		valid = joinValid
 	}
 	token, j, err := c.api.Engine.CreateJoin(c.ctx, c.caller, s, in.Uses, valid)
 	if err != nil {
