@@ -127,6 +127,18 @@ func (ed *edit) renew(vm VMID, guard bool) {
 // publish makes the documents that are due. The order is always the same: a
 // second try has to come to the same documents.
 func (ed *edit) publish() error {
+	if len(ed.due) == 0 {
+		return nil
+	}
+	kept, _, err := found(ed.tx.Document("", policy.TypeTrust))
+	if err != nil {
+		return err
+	}
+	// A replica that was not given the realm's new keys must not undo what the
+	// others signed with them.
+	if mine := ed.e.Realm.Trust.Version; kept.Version > mine {
+		return Refuse(Unavailable, "TrustOutdated", "This server has version %d of the realm's trust document and others have %d: give it the newer one and its keys.", mine, kept.Version)
+	}
 	for _, key := range slices.Sorted(maps.Keys(ed.due)) {
 		d := ed.due[key]
 		if d.guard {

@@ -1,0 +1,290 @@
+package control_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/jitgate/jitgate/control"
+	"github.com/jitgate/jitgate/policy"
+)
+
+func TestSweepEndsRequestsOnTime(t *testing.T) {
+	p := newPlane(t)
+	p.put("default", machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")))
+	r := p.initiate(owner, control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: []control.InitiatePort{
+		{Number: 22, Duration: "PT1H"}, {Number: 23, Duration: "PT2H"}}}}})
+	stored := func() string {
+		var out []string
+		p.view(func(tx control.Tx) error {
+			got, err := tx.Request(r.ID)
+			for _, port := range got.VMs[0].Ports {
+				out = append(out, fmt.Sprint(port.Status, "/", port.Reason))
+			}
+			return err
+		})
+		return strings.Join(out, " ")
+	}
+	h := host{vm: vmID("vm1")}
+	h.deliver(p, p.clock())
+	version := h.grants.Version
+	p.pass(time.Hour - time.Second)
+	p.sweep()
+	equal(t, "before", stored(), "Initiating/UserRequested Initiating/UserRequested")
+	p.pass(time.Second)
+	p.sweep()
+	equal(t, "after the first end", stored(), "Revoked/Expired Initiating/UserRequested")
+	p.pass(time.Hour)
+	lines := len(p.log())
+	p.sweep()
+	equal(t, "after the last end", stored(), "Revoked/Expired Revoked/Expired")
+	last := p.log()[len(p.log())-1]
+	equal(t, "line", fmt.Sprint(len(p.log())-lines, last.Event, " ", last.Port, " ", last.Reason, last.Actor, " ", last.Request == r.ID), "1request.revoked 23 the time is up true")
+	before := p.digest()
+	p.sweep()
+	equal(t, "again", fmt.Sprint(len(p.log())-lines, p.digest() == before), "1 true")
+	// An end that was signed takes no new list.
+	h.deliver(p, p.clock())
+	equal(t, "version", h.grants.Version, version)
+}
+
+// What ended a moment ago stays on the list: an agent whose clock is behind
+// would take its absence for a revocation, and cut the sessions.
+func TestEndedGrantsLeaveTheListLate(t *testing.T) {
+	p := newPlane(t)
+	p.put("default", machine("vm1", rule(22, "PT3H")))
+	r := p.initiate(owner, wants("vm1", 22, "192.0.2.1", "PT1H"))
+	on := func() bool {
+		h := host{vm: vmID("vm1")}
+		h.deliver(p, p.clock())
+		for _, g := range h.grants.Grants {
+			if g.ID == r.VMs[0].Ports[0].GrantID {
+				return true
+			}
+		}
+		return false
+	}
+	p.pass(time.Hour)
+	p.sweep()
+	p.initiate(owner, wants("vm1", 22, "192.0.2.2", "PT1H"))
+	equal(t, "at its end", on(), true)
+	p.pass(policy.Skew - time.Second)
+	p.initiate(owner, wants("vm1", 22, "192.0.2.3", "PT1H"))
+	equal(t, "a little later", on(), true)
+	p.pass(time.Second)
+	p.initiate(owner, wants("vm1", 22, "192.0.2.4", "PT1H"))
+	equal(t, "two minutes later", on(), false)
+}
+
+func TestSweepRenewsGrants(t *testing.T) {
+	p := newPlane(t)
+	p.put("default", machine("vm1", rule(22, "P1D")), machine("vm2", rule(22, "P1D")))
+	p.initiate(owner, wants("vm1", 22, "", "PT23H"))
+	h := host{vm: vmID("vm1")}
+	h.deliver(p, p.clock())
+	version := h.grants.Version
+	for hour := range 24 {
+		p.sweep()
+		h.deliver(p, p.clock())
+		if age := p.clock().Sub(h.grants.Issued); age > 7*time.Hour {
+			t.Fatalf("hour %d: the list is %s old", hour, age)
+		}
+		equal(t, "open", len(h.open(t, p.clock())), map[bool]int{true: 1, false: 0}[hour < 23])
+		p.pass(time.Hour)
+	}
+	equal(t, "renewed", h.grants.Version-version, 3)
+	// Where nothing is open, nothing is renewed.
+	idle := host{vm: vmID("vm2")}
+	docs, err := p.Documents(t.Context(), idle.vm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "idle", docs[2].Version, 1)
+}
+
+func TestSweepRenewsPolicies(t *testing.T) {
+	p := newPlane(t)
+	p.put("default", machine("vm1", rule(22, "PT3H")))
+	version := func() uint64 {
+		h := host{vm: vmID("vm1")}
+		h.deliver(p, p.clock())
+		equal(t, "guarded", h.policy.Ports, "[22/tcp]")
+		return h.policy.Version
+	}
+	p.pass(334 * 24 * time.Hour)
+	p.sweep()
+	p.pass(24*time.Hour + 2*time.Second)
+	p.sweep()
+	equal(t, "renewed", version(), 2)
+	p.sweep()
+	equal(t, "once", version(), 2)
+
+	// Where people sign, it waits for them, once.
+	q := newPlane(t, byPeople(t, 1, false, "ann"))
+	q.put("default", machine("vm1", rule(22, "PT3H")))
+	if _, _, err := q.AcceptPolicy(t.Context(), owner, signed(t, q.pending(), "ann")); err != nil {
+		t.Fatal(err)
+	}
+	q.pass(340 * 24 * time.Hour)
+	q.sweep()
+	w := q.pending()
+	equal(t, "waits", w.Version, 2)
+	q.pass(time.Hour)
+	q.sweep()
+	equal(t, "the same", q.pending().Version, w.Version)
+	equal(t, "provisioned", q.get().State, control.Succeeded) // what was written is in force
+}
+
+// Keys and epochs of a realm change; what agents would refuse from then on is
+// made anew.
+func TestSweepAfterKeysChanged(t *testing.T) {
+	p := newPlane(t)
+	p.put("default", machine("vm1", rule(22, "PT3H")))
+	p.initiate(owner, wants("vm1", 22, "", "PT3H"))
+
+	next := p.Realm.Trust.Next(p.clock(), 365*24*time.Hour)
+	for name, k := range map[policy.Role]ed25519.PrivateKey{policy.RolePolicy: key("policy 2"), policy.RoleGrant: key("grant 2")} {
+		public, err := policy.NewKey(k.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, _ := next.Role(name)
+		for _, err := range []error{next.Give(name, public), next.Take(name, old.Keys[0]), next.Restart(name)} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	envelope := policy.Envelope{Type: policy.TypeTrust, Payload: next.Encode()}
+	if err := envelope.Sign(key("root")); err != nil {
+		t.Fatal(err)
+	}
+	realm := control.Realm{Trust: next, Signed: envelope.Encode(), Pin: envelope.Digest(), Grant: key("grant 2"), Policy: key("policy 2")}
+	q := newPlane(t, func(c *control.Config) { c.Store, c.Realm = p.store, realm })
+	h := host{vm: vmID("vm1")}
+	q.sweep()
+	h.deliver(q, q.clock())
+	equal(t, "versions", fmt.Sprint(h.trust.Version, h.policy.Version, h.policy.Epoch, h.grants.Epoch), "2 2 1 2")
+	equal(t, "open", len(h.open(t, q.clock())), 1)
+	q.view(func(tx control.Tx) error {
+		d, err := tx.Document("", policy.TypeTrust)
+		equal(t, "trust that is handed out", d.Version, 2)
+		return err
+	})
+	// A replica that was not given the new keys signs nothing any more.
+	p.refused(control.Unavailable, "TrustOutdated", "version 1", func() error {
+		_, err := p.Initiate(t.Context(), owner, policyID("default"), wants("vm1", 22, "192.0.2.1", "PT1H"))
+		return err
+	})
+	before := p.digest()
+	if err := p.Sweep(t.Context()); err == nil || !strings.Contains(err.Error(), "trust document") {
+		t.Errorf("its sweep: %v", err)
+	}
+	equal(t, "unchanged", p.digest() == before, true)
+}
+
+func TestSweepTellsOfLostHosts(t *testing.T) {
+	p := newPlane(t)
+	enrolled := p.clock().Add(-time.Hour)
+	p.update(func(tx control.Tx) error {
+		for name, a := range map[string]*control.Agent{
+			"none":    nil,
+			"never":   {Enrolled: enrolled},
+			"alive":   {Enrolled: enrolled, LastSeen: p.clock().Add(-10*time.Minute + time.Second)},
+			"lost":    {Enrolled: enrolled, LastSeen: p.clock().Add(-10 * time.Minute)},
+			"revoked": {Enrolled: enrolled, Revoked: true},
+		} {
+			if err := tx.PutVM(control.VM{ID: vmID(name), Agent: a}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	told := func() string {
+		var out []string
+		for _, a := range p.log() {
+			if a.Event != "host.lost" || a.Actor != "" {
+				t.Errorf("line %+v", a)
+			}
+			out = append(out, a.VM[strings.LastIndex(a.VM, "/")+1:])
+		}
+		return strings.Join(out, " ")
+	}
+	p.sweep()
+	equal(t, "told", told(), "lost never")
+	p.pass(time.Hour)
+	p.update(func(tx control.Tx) error { return tx.Seen(map[string]time.Time{vmID("lost").Key(): p.clock()}) })
+	p.sweep()
+	equal(t, "told", told(), "lost never alive")
+	p.pass(9 * time.Minute)
+	p.sweep()
+	equal(t, "told", told(), "lost never alive")
+	p.pass(time.Minute)
+	p.sweep()
+	equal(t, "told again, of a second loss", told(), "lost never alive lost")
+}
+
+// Two replicas sweep one store at once, and tell of each end once.
+func TestReplicasSweepTogether(t *testing.T) {
+	p := newPlane(t)
+	var vms []control.PolicyVM
+	for i := range 30 {
+		vms = append(vms, machine(fmt.Sprint("vm", i), rule(22, "PT3H")))
+	}
+	p.put("default", vms...)
+	for i := range 30 {
+		p.initiate(owner, wants(fmt.Sprint("vm", i), 22, "", "PT1H"))
+	}
+	p.pass(7 * time.Hour)
+	second := control.New(control.Config{Store: p.store, Realm: p.Realm, Now: p.clock, Log: hclog.NewNullLogger()})
+	errs := make(chan error)
+	for _, e := range []*control.Engine{p.Engine, second} {
+		go func() { errs <- e.Sweep(t.Context()) }()
+	}
+	for range 2 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	ends := 0
+	for _, a := range p.log() {
+		if a.Event == "request.revoked" {
+			ends++
+		}
+	}
+	equal(t, "ends told", ends, 30)
+}
+
+// Run sweeps, and ends when it is told to.
+func TestRun(t *testing.T) {
+	p := newPlane(t)
+	p.put("default", machine("vm1", rule(22, "PT3H")))
+	r := p.initiate(owner, wants("vm1", 22, "", "PT1H"))
+	p.pass(2 * time.Hour)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- p.Run(ctx) }()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		over := false
+		p.view(func(tx control.Tx) error {
+			got, err := tx.Request(r.ID)
+			over = !got.Open()
+			return err
+		})
+		if over {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("Run swept nothing")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
