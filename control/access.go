@@ -378,7 +378,7 @@ func (e *Engine) CreateToken(ctx context.Context, c Caller, in TokenInput) (toke
 	own := principal == c.ID
 	err = e.change(ctx, c, c.line(EventTokenCreated, ActionRoles, Everywhere, "for "+clip(principal)), func(tx Tx) error {
 		if c.Limits != nil {
-			return Refuse(Forbidden, "AuthorizationFailed", "This token is bounded, and a bounded token makes no others. Sign in, or use a token without bounds.")
+			return errBounded()
 		}
 		if !own || c.Type != TypeUser {
 			if err := c.Must(ActionRoles, Everywhere); err != nil {
@@ -429,6 +429,12 @@ func (e *Engine) CreateToken(ctx context.Context, c Caller, in TokenInput) (toke
 	return token, t, nil
 }
 
+// errBounded is the answer to who would see to tokens with a bounded one: that
+// is leaked more easily, and must not outlive itself nor end others.
+func errBounded() error {
+	return Refuse(Forbidden, "AuthorizationFailed", "This token is bounded, and cannot see to tokens. Sign in, or use a token without bounds.")
+}
+
 // checkToken refuses what no token can be.
 func checkToken(principal string, own bool, in TokenInput) error {
 	bad := func(target, format string, args ...any) error {
@@ -454,6 +460,9 @@ func checkToken(principal string, own bool, in TokenInput) error {
 // roles at Everywhere. Their hashes stay here.
 func (e *Engine) ListTokens(ctx context.Context, c Caller) (tokens []Token, err error) {
 	all := c.May(ActionRoles, Everywhere)
+	if !all && c.Limits != nil {
+		return nil, errBounded()
+	}
 	err = e.Store.View(ctx, func(tx Tx) error {
 		tokens, err = tx.Tokens()
 		return err
@@ -469,13 +478,15 @@ func (e *Engine) ListTokens(ctx context.Context, c Caller) (tokens []Token, err 
 // revoke one's own, and who may give roles at Everywhere any. id is Token.ID.
 func (e *Engine) RevokeToken(ctx context.Context, c Caller, id string) error {
 	return e.change(ctx, c, c.line(EventTokenRevoked, ActionRoles, Everywhere, clip(id)), func(tx Tx) error {
+		anybodys := c.May(ActionRoles, Everywhere)
+		if !anybodys && c.Limits != nil {
+			return errBounded()
+		}
 		all, err := tx.Tokens()
 		if err != nil {
 			return err
 		}
-		i := slices.IndexFunc(all, func(t Token) bool {
-			return t.ID == id && (t.Principal == c.ID || c.May(ActionRoles, Everywhere))
-		})
+		i := slices.IndexFunc(all, func(t Token) bool { return t.ID == id && (anybodys || t.Principal == c.ID) })
 		switch {
 		case i < 0: // the same answer for what is another's
 			return Refuse(NotFound, "TokenNotFound", "You have no token '%s'.", clip(id))

@@ -351,6 +351,11 @@ func TestTokens(t *testing.T) {
 	if err != nil || len(mine) != 2 || mine[0].Hash != "" {
 		t.Fatalf("%+v, %v", mine, err)
 	}
+	leaked := alice
+	leaked.Limits = []control.Right{alice.Rights[0]}
+	_, err = d.ListTokens(t.Context(), leaked)
+	refused(t, "list with a bounded token", err, control.Forbidden, "AuthorizationFailed")
+	refused(t, "revoke with a bounded token", d.RevokeToken(t.Context(), leaked, made.ID), control.Forbidden, "AuthorizationFailed")
 	everybodys, err := d.ListTokens(t.Context(), owner)
 	if err != nil || len(everybodys) != 4 {
 		t.Errorf("%+v, %v", everybodys, err)
@@ -368,6 +373,9 @@ func TestTokens(t *testing.T) {
 		if err := d.RevokeToken(t.Context(), revoke.by, revoke.id); err != nil {
 			t.Error(err)
 		}
+	}
+	if l := d.last(); l.Event != control.EventTokenRevoked || l.Reason != boss.ID {
+		t.Errorf("%+v", l)
 	}
 	for _, secret := range []string{secret, narrow} {
 		_, err := id.Authenticate(t.Context(), secret)
