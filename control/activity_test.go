@@ -35,7 +35,7 @@ func seqs(lines []control.Activity) (list []uint64) {
 }
 
 func TestListActivity(t *testing.T) {
-	vm1, vm2, beside := vmNamed("g1", "a").Scope(), vmNamed("g2", "b").Scope(), control.Scope("/subscriptions/s1/resourcegroups/g10")
+	vm1, vm2, beside := inS1("g1", "a").Scope(), inS1("g2", "b").Scope(), control.Scope("/subscriptions/s1/resourcegroups/g10")
 	scopes := []control.Scope{vm1, vm2, group1, sub1, "/", beside, "/subscriptions/s10", control.PolicyID{Subscription: "s1", Group: "g1", Location: "l", Name: "p"}.Scope()}
 	for engine, store := range map[string]control.Store{"SQLite": storetest.SQLite(t), "PostgreSQL": storetest.PostgreSQL(t)} {
 		t.Run(engine, func(t *testing.T) {
@@ -62,9 +62,9 @@ func TestListActivity(t *testing.T) {
 					func(l control.Activity) bool {
 						return (group1.Covers(l.Scope) || l.Scope == vm2) && l.Event == "policy.written"
 					}},
-				"a time": {caller("local:r", "Reader", string(sub1)), control.ActivityFilter{From: opening.Add(2 * time.Minute), To: opening.Add(4 * time.Minute)},
+				"a time": {caller("local:r", "Reader", string(sub1)), control.ActivityFilter{From: midday.Add(2 * time.Minute), To: midday.Add(4 * time.Minute)},
 					func(l control.Activity) bool {
-						return sub1.Covers(l.Scope) && !l.Time.Before(opening.Add(2*time.Minute)) && l.Time.Before(opening.Add(4*time.Minute))
+						return sub1.Covers(l.Scope) && !l.Time.Before(midday.Add(2*time.Minute)) && l.Time.Before(midday.Add(4*time.Minute))
 					}},
 				"an actor": {caller("local:r", "Reader", string(sub1)), control.ActivityFilter{Actor: "bob"}, func(control.Activity) bool { return false }},
 			} {
@@ -129,7 +129,7 @@ func TestFollowActivity(t *testing.T) {
 		t.Run(engine, func(t *testing.T) {
 			d := newDesk(t)
 			d.store, d.Engine.Store = store, store
-			mine, other := vmNamed("g1", "a").Scope(), vmNamed("g2", "b").Scope()
+			mine, other := inS1("g1", "a").Scope(), inS1("g2", "b").Scope()
 			for range 400 { // more than is read at once
 				d.write("grant.opened", mine, other, mine)
 			}

@@ -15,8 +15,8 @@ import (
 	"github.com/jitgate/jitgate/control/store/storetest"
 )
 
-// vmNamed is the id of a machine of subscription s1.
-func vmNamed(group, name string) control.VMID {
+// inS1 is the id of a machine of subscription s1.
+func inS1(group, name string) control.VMID {
 	return control.VMID{Subscription: "s1", Group: group, Kind: "Microsoft.Compute/virtualMachines", Name: name}
 }
 
@@ -42,18 +42,18 @@ func names(views []control.VMView) (list []string) {
 func TestTabs(t *testing.T) {
 	d := newDesk(t)
 	owner := caller("local:admin", "Owner", "/")
-	classic := vmNamed("g1", "classic")
+	classic := inS1("g1", "classic")
 	classic.Kind = "Microsoft.ClassicCompute/virtualMachines"
-	off, offNamed := vmNamed("off", "off"), vmNamed("off", "offNamed")
+	off, offNamed := inS1("off", "off"), inS1("off", "offNamed")
 	d.put(func(tx control.Tx) error {
 		return errors.Join(
-			tx.PutVM(control.VM{ID: vmNamed("g1", "Named")}),
-			tx.PutVM(control.VM{ID: vmNamed("g1", "namedUnsupported"), Unsupported: "no route"}),
-			tx.PutVM(control.VM{ID: vmNamed("g1", "free")}),
-			tx.PutVM(control.VM{ID: vmNamed("g1", "unsupported"), Unsupported: "runs an appliance"}),
+			tx.PutVM(control.VM{ID: inS1("g1", "Named")}),
+			tx.PutVM(control.VM{ID: inS1("g1", "namedUnsupported"), Unsupported: "no route"}),
+			tx.PutVM(control.VM{ID: inS1("g1", "free")}),
+			tx.PutVM(control.VM{ID: inS1("g1", "unsupported"), Unsupported: "runs an appliance"}),
 			tx.PutVM(control.VM{ID: classic}),
 			tx.PutVM(control.VM{ID: off}), tx.PutVM(control.VM{ID: offNamed}),
-			tx.PutPolicy(naming("default", vmNamed("G1", "NAMED"), vmNamed("g1", "namedUnsupported"), offNamed)),
+			tx.PutPolicy(naming("default", inS1("G1", "NAMED"), inS1("g1", "namedUnsupported"), offNamed)),
 		)
 	})
 	if _, err := d.SetScope(t.Context(), owner, "/subscriptions/s1/resourceGroups/OFF", false, "moves next week"); err != nil {
@@ -114,7 +114,7 @@ func TestTabs(t *testing.T) {
 func TestMachineColumns(t *testing.T) {
 	d := newDesk(t)
 	owner := caller("local:admin", "Owner", "/")
-	id, other := vmNamed("g1", "web1"), vmNamed("g1", "web2")
+	id, other := inS1("g1", "web1"), inS1("g1", "web2")
 	p := naming("default", id, other)
 	p.VMs[0].PublicIPAddress = "198.51.100.7"
 	p.VMs[0].Ports = append(p.VMs[0].Ports, control.PortRule{Number: 8080, Protocol: "TCP", Prefixes: control.Prefixes{One: "*"}, MaxDuration: "PT1H"})
@@ -131,33 +131,33 @@ func TestMachineColumns(t *testing.T) {
 		return r
 	}
 	approval := func(r control.Request, of int, verdicts ...bool) control.Request {
-		r.Approval = &control.RequestApproval{Approval: control.Approval{Approvers: of}, Until: opening.Add(time.Hour)}
+		r.Approval = &control.RequestApproval{Approval: control.Approval{Approvers: of}, Until: midday.Add(time.Hour)}
 		for i, yes := range verdicts {
 			r.Approval.Verdicts = append(r.Approval.Verdicts, control.Verdict{Principal: fmt.Sprint(i), Approve: yes})
 		}
 		return r
 	}
-	week := opening.Add(-7 * 24 * time.Hour)
+	week := midday.Add(-7 * 24 * time.Hour)
 	d.put(func(tx control.Tx) error {
 		return errors.Join(
-			tx.PutVM(control.VM{ID: id, OS: "Linux", Address: "10.0.0.4", PublicIPAddress: "203.0.113.1", LastAccess: opening, LastUser: "bob"}),
+			tx.PutVM(control.VM{ID: id, OS: "Linux", Address: "10.0.0.4", PublicIPAddress: "203.0.113.1", LastAccess: midday, LastUser: "bob"}),
 			tx.PutVM(control.VM{ID: other, PublicIPAddress: "203.0.113.2"}),
 			tx.PutPolicy(p), tx.PutPolicy(second),
 			tx.PutRequest(request(1, week.Add(-time.Second), control.Revoked, id)), // too old to count
 			tx.PutRequest(request(2, week.Add(time.Second), control.Revoked, id)),
-			tx.PutRequest(request(3, opening.Add(-time.Minute), control.Initiated, id, other)),
-			tx.PutRequest(approval(request(4, opening.Add(-time.Minute), control.Pending, id), 2, true)),
-			tx.PutRequest(approval(request(5, opening.Add(-time.Minute), control.Initiating, id), 2, true, true)),
-			tx.PutRequest(approval(request(6, opening.Add(-time.Minute), control.Revoked, id), 2, true, false)),
-			tx.PutRequest(request(7, opening.Add(-time.Minute), control.Initiated, other)),
-			tx.PutRequest(request(8, opening.Add(-time.Hour), control.Initiated, id)), // over, and not swept yet
+			tx.PutRequest(request(3, midday.Add(-time.Minute), control.Initiated, id, other)),
+			tx.PutRequest(approval(request(4, midday.Add(-time.Minute), control.Pending, id), 2, true)),
+			tx.PutRequest(approval(request(5, midday.Add(-time.Minute), control.Initiating, id), 2, true, true)),
+			tx.PutRequest(approval(request(6, midday.Add(-time.Minute), control.Revoked, id), 2, true, false)),
+			tx.PutRequest(request(7, midday.Add(-time.Minute), control.Initiated, other)),
+			tx.PutRequest(request(8, midday.Add(-time.Hour), control.Initiated, id)), // over, and not swept yet
 		)
 	})
 	v, err := d.GetVM(t.Context(), owner, id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v.Requests != 4 || !v.LastAccess.Equal(opening) || v.LastUser != "bob" || v.PublicIPAddress != "198.51.100.7" || v.Address != "10.0.0.4" {
+	if v.Requests != 4 || !v.LastAccess.Equal(midday) || v.LastUser != "bob" || v.PublicIPAddress != "198.51.100.7" || v.Address != "10.0.0.4" {
 		t.Errorf("%+v", v)
 	}
 	if len(v.Ports) != 3 || v.Ports[0].Number != 22 || v.Ports[1].Number != 3389 || v.Ports[1].MappedPort != 13389 || v.Ports[2].Number != 8080 {
@@ -179,7 +179,7 @@ func TestMachineColumns(t *testing.T) {
 	if len(v.Layers) != 0 {
 		t.Errorf("layers %q", v.Layers)
 	}
-	layered := request(9, opening.Add(-time.Minute), control.Initiated, id)
+	layered := request(9, midday.Add(-time.Minute), control.Initiated, id)
 	layered.VMs[0].Ports[0].Outer = &control.Layer{Name: "azure"}
 	d.put(func(tx control.Tx) error {
 		vm, err := tx.VM(id)
@@ -211,7 +211,7 @@ func TestMachineColumns(t *testing.T) {
 func TestMachineRevision(t *testing.T) {
 	d := newDesk(t)
 	owner := caller("local:admin", "Owner", "/")
-	id, other := vmNamed("g1", "web1"), vmNamed("g1", "web2")
+	id, other := inS1("g1", "web1"), inS1("g1", "web2")
 	d.put(func(tx control.Tx) error {
 		return errors.Join(tx.PutVM(control.VM{ID: id}), tx.PutVM(control.VM{ID: other}))
 	})
@@ -260,14 +260,14 @@ func TestAgentStatus(t *testing.T) {
 		want  string
 	}{
 		"none":           {nil, "no agent yet"},
-		"now":            {&control.Agent{Enrolled: opening.Add(-time.Hour), LastSeen: opening.Add(-90 * time.Second)}, "connected"},
-		"a while ago":    {&control.Agent{Enrolled: opening.Add(-time.Hour), LastSeen: opening.Add(-91 * time.Second)}, "not seen since 2026-11-27T11:58:29Z"},
-		"just enrolled":  {&control.Agent{Enrolled: opening}, "connected"},
-		"never after it": {&control.Agent{Enrolled: opening.Add(-time.Hour)}, "not seen since 2026-11-27T11:00:00Z"},
-		"again enrolled": {&control.Agent{Enrolled: opening.Add(-time.Second), LastSeen: opening.Add(-time.Hour)}, "connected"},
-		"revoked":        {&control.Agent{Enrolled: opening, LastSeen: opening, Revoked: true}, "revoked"},
+		"now":            {&control.Agent{Enrolled: midday.Add(-time.Hour), LastSeen: midday.Add(-90 * time.Second)}, "connected"},
+		"a while ago":    {&control.Agent{Enrolled: midday.Add(-time.Hour), LastSeen: midday.Add(-91 * time.Second)}, "not seen since 2026-11-27T11:58:29Z"},
+		"just enrolled":  {&control.Agent{Enrolled: midday}, "connected"},
+		"never after it": {&control.Agent{Enrolled: midday.Add(-time.Hour)}, "not seen since 2026-11-27T11:00:00Z"},
+		"again enrolled": {&control.Agent{Enrolled: midday.Add(-time.Second), LastSeen: midday.Add(-time.Hour)}, "connected"},
+		"revoked":        {&control.Agent{Enrolled: midday, LastSeen: midday, Revoked: true}, "revoked"},
 	} {
-		id := vmNamed("g1", strings.ReplaceAll(name, " ", "-"))
+		id := inS1("g1", strings.ReplaceAll(name, " ", "-"))
 		d.put(func(tx control.Tx) error { return tx.PutVM(control.VM{ID: id, Agent: test.agent}) })
 		if v, err := d.GetVM(t.Context(), owner, id); err != nil || v.Agent != test.want {
 			t.Errorf("%s: %q, %v", name, v.Agent, err)
@@ -285,7 +285,7 @@ func TestMachinePages(t *testing.T) {
 			var named []control.VMID
 			d.put(func(tx control.Tx) error {
 				for i := range 2300 { // more than is read in one step
-					vm := control.VM{ID: vmNamed(fmt.Sprintf("g%d", i%3), fmt.Sprintf("vm%04d", i))}
+					vm := control.VM{ID: inS1(fmt.Sprintf("g%d", i%3), fmt.Sprintf("vm%04d", i))}
 					switch {
 					case i%7 == 0:
 						named = append(named, vm.ID)
@@ -310,7 +310,7 @@ func TestMachinePages(t *testing.T) {
 				"one's group":    {caller("local:a", "Reader", "/subscriptions/s1"), control.VMFilter{Scope: "/subscriptions/s1/resourcegroups/g1"}, func(i int) bool { return i%3 == 1 }},
 				"two groups":     {caller("local:a", "Reader", "/subscriptions/s1/resourcegroups/g2", "SecurityReader", "/subscriptions/s1/resourcegroups/g0"), control.VMFilter{Tab: control.NotConfigured}, func(i int) bool { return i%3 != 1 && i%7 != 0 && i%11 != 0 }},
 				"searched":       {caller("local:a", "Reader", "/"), control.VMFilter{Search: "VM012"}, func(i int) bool { return i/10 == 12 }},
-				"one machine":    {caller("local:a", "JITRequester", string(vmNamed("g1", "vm0001").Scope())), control.VMFilter{}, func(i int) bool { return i == 1 }},
+				"one machine":    {caller("local:a", "JITRequester", string(inS1("g1", "vm0001").Scope())), control.VMFilter{}, func(i int) bool { return i == 1 }},
 				"nothing to see": {caller("local:a", "Reader", "/"), control.VMFilter{Search: "%"}, func(int) bool { return false }},
 			} {
 				var want []string
@@ -353,7 +353,7 @@ func TestMachinePages(t *testing.T) {
 
 func TestInventoryIsNotForAll(t *testing.T) {
 	d := newDesk(t)
-	id := vmNamed("g1", "web1")
+	id := inS1("g1", "web1")
 	d.put(func(tx control.Tx) error { return tx.PutVM(control.VM{ID: id}) })
 	nobody, reader := caller("local:n"), caller("local:r", "Reader", "/")
 	of2 := caller("local:b2", "Owner", string(group2))
@@ -365,9 +365,9 @@ func TestInventoryIsNotForAll(t *testing.T) {
 	refused(t, "count", err, control.Forbidden, "AuthorizationFailed")
 	_, err = d.GetVM(t.Context(), of2, id)
 	refused(t, "get", err, control.Forbidden, "AuthorizationFailed")
-	_, err = d.GetVM(t.Context(), of2, vmNamed("g1", "none"))
+	_, err = d.GetVM(t.Context(), of2, inS1("g1", "none"))
 	refused(t, "get what is not there", err, control.Forbidden, "AuthorizationFailed")
-	_, err = d.GetVM(t.Context(), reader, vmNamed("g1", "none"))
+	_, err = d.GetVM(t.Context(), reader, inS1("g1", "none"))
 	refused(t, "not there", err, control.NotFound, "ResourceNotFound")
 	for name, by := range map[string]control.Caller{"a reader": reader, "another's": of2, "a requester": caller("local:j", "JITRequester", "/")} {
 		_, err = d.PutVM(t.Context(), by, id, control.VMInput{OS: "Linux"})
@@ -394,7 +394,7 @@ func TestInventoryIsNotForAll(t *testing.T) {
 func TestPutMachine(t *testing.T) {
 	d := newDesk(t)
 	owner := caller("local:admin", "Owner", "/")
-	id := vmNamed("G1", "Web1")
+	id := inS1("G1", "Web1")
 	good := control.VMInput{Location: "westeurope", OS: "windows", Address: "web1.corp.example", PublicIPAddress: "2001:db8::7", Unsupported: "an appliance"}
 	v, err := d.PutVM(t.Context(), owner, id, good)
 	if err != nil || v.OS != "Windows" || v.Address != good.Address || v.PublicIPAddress != good.PublicIPAddress || v.Location != "westeurope" || v.Tab != control.Unsupported || v.Reason != "an appliance" {
@@ -403,13 +403,13 @@ func TestPutMachine(t *testing.T) {
 	if l := d.last(); l.Event != control.EventVMWritten || l.Scope != id.Scope() || l.VM == "" || l.Status != "Succeeded" || l.Actor != "admin" {
 		t.Errorf("%+v", l)
 	}
-	agent := &control.Agent{Key: "k", Enrolled: opening}
+	agent := &control.Agent{Key: "k", Enrolled: midday}
 	d.put(func(tx control.Tx) error {
 		vm, err := tx.VM(id)
 		vm.Agent, vm.LastUser = agent, "bob"
 		return errors.Join(err, tx.PutVM(vm))
 	})
-	v, err = d.PutVM(t.Context(), owner, vmNamed("g1", "WEB1"), control.VMInput{})
+	v, err = d.PutVM(t.Context(), owner, inS1("g1", "WEB1"), control.VMInput{})
 	if err != nil || v.VM.Agent == nil || v.VM.Agent.Key != "k" || v.LastUser != "bob" || v.OS != "" || v.Unsupported != "" || v.ID.Name != "Web1" || v.Tab != control.NotConfigured {
 		t.Errorf("%+v, %v", v, err)
 	}
@@ -435,7 +435,7 @@ func TestPutMachine(t *testing.T) {
 func TestDeleteMachine(t *testing.T) {
 	d := newDesk(t)
 	owner := caller("local:admin", "Owner", "/")
-	id := vmNamed("g1", "web1")
+	id := inS1("g1", "web1")
 	p := naming("default", id)
 	d.put(func(tx control.Tx) error { return errors.Join(tx.PutVM(control.VM{ID: id}), tx.PutPolicy(p)) })
 	refused(t, "named", d.DeleteVM(t.Context(), owner, id), control.Conflict, "VirtualMachineInPolicy")
@@ -464,7 +464,7 @@ func TestScopeSettings(t *testing.T) {
 		code   string
 	}{
 		"everything":   {"/", "", "InvalidScope"},
-		"a machine":    {vmNamed("g1", "web1").Scope(), "", "InvalidScope"},
+		"a machine":    {inS1("g1", "web1").Scope(), "", "InvalidScope"},
 		"no scope":     {"", "", "InvalidScope"},
 		"half a scope": {"/subscriptions/s1/resourceGroups", "", "InvalidScope"},
 		"long reason":  {sub1, strings.Repeat("x", 257), "InvalidReason"},
@@ -474,7 +474,7 @@ func TestScopeSettings(t *testing.T) {
 		refused(t, name, err, control.Invalid, bad.code)
 	}
 	set, err := d.SetScope(t.Context(), owner, "/Subscriptions/S1", false, "costs")
-	if err != nil || set != (control.ScopeSetting{Scope: sub1, Reason: "costs", By: "admin", Time: opening}) {
+	if err != nil || set != (control.ScopeSetting{Scope: sub1, Reason: "costs", By: "admin", Time: midday}) {
 		t.Fatalf("%+v, %v", set, err)
 	}
 	if l := d.last(); l.Event != control.EventScopeSet || l.Scope != sub1 || l.Reason != "JIT is off: costs" || l.Operation != string(control.ActionScope) {
@@ -492,7 +492,7 @@ func TestScopeSettings(t *testing.T) {
 	}{
 		"all":            {owner, []control.Scope{sub1, group1, group2}},
 		"one group":      {caller("local:r", "SecurityReader", string(group1)), []control.Scope{sub1, group1}},
-		"one machine":    {caller("local:j", "JITRequester", string(vmNamed("g2", "x").Scope())), []control.Scope{sub1, group2}},
+		"one machine":    {caller("local:j", "JITRequester", string(inS1("g2", "x").Scope())), []control.Scope{sub1, group2}},
 		"something else": {caller("local:j", "Reader", "/subscriptions/s2"), nil},
 	} {
 		got, err := d.ScopeSettings(t.Context(), test.by)

@@ -218,12 +218,12 @@ func (t *tx) VM(id control.VMID) (control.VM, error) {
 }
 
 func (t *tx) VMs(f control.VMFilter) ([]control.VM, error) {
-	query, args := t.store.machines("seen, doc", f)
+	query, args := t.store.machines(f)
 	return t.vms(query, args...)
 }
 
 func (t *tx) Machines(f control.VMFilter) ([]control.Machine, error) {
-	query, args := t.store.machines("id, unsupported, EXISTS (SELECT 1 FROM policy_vm WHERE policy_vm.vm = vm.id)", f)
+	query, args := t.store.ofMachines("id, unsupported, EXISTS (SELECT 1 FROM policy_vm WHERE policy_vm.vm = vm.id)", f)
 	var list []control.Machine
 	err := t.read(func(rows *sql.Rows) error {
 		var m control.Machine
@@ -239,7 +239,10 @@ func (t *tx) Machines(f control.VMFilter) ([]control.Machine, error) {
 }
 
 // machines is the query of a filter.
-func (s *store) machines(columns string, f control.VMFilter) (string, []any) {
+func (s *store) machines(f control.VMFilter) (string, []any) { return s.ofMachines("seen, doc", f) }
+
+// ofMachines is the query of a filter for some columns.
+func (s *store) ofMachines(columns string, f control.VMFilter) (string, []any) {
 	var q selection
 	q.below("id", f.Scope)
 	if f.Search != "" {
