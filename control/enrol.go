@@ -100,6 +100,9 @@ func (e *Engine) Enrol(ctx context.Context, in EnrolInput) (Enrolled, error) {
 		if again && !j.Revoked && now.Before(j.Expires) {
 			refused = ""
 		}
+		if vm.Agent != nil && vm.Agent.Revoked && vm.Agent.Key == key {
+			refused = "the key was revoked: the host needs a new one"
+		}
 		if !j.Scope.Covers(id.Scope()) {
 			refused = fmt.Sprintf("the join token is for %s only", j.Scope)
 		}

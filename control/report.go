@@ -30,8 +30,11 @@ func (e *Engine) Report(ctx context.Context, id VMID, up uplink.Up) (Reported, e
 	var idle bool
 	err = e.Store.View(ctx, func(tx Tx) error {
 		r, err := e.receive(tx, id, up, lines)
+		if err != nil {
+			return err
+		}
 		out, idle = r.Reported, !r.changed
-		return err
+		return nil
 	})
 	if err != nil || idle {
 		return out, err
