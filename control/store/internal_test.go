@@ -66,7 +66,7 @@ func TestPlans(t *testing.T) {
 			return activity(control.ActivityFilter{Newest: true, Limit: 9, Scope: vm.Scope()})
 		}, "activity_scope (scope=?)"},
 		"machines of a group": {func() (string, []any) {
-			return s.machines("doc", control.VMFilter{Scope: control.GroupScope("s", "g"), After: "x", Limit: 9})
+			return s.machines(control.VMFilter{Scope: control.GroupScope("s", "g"), After: "x", Limit: 9})
 		}, "sqlite_autoindex_vm_1 (id>? AND id<?)"},
 	} {
 		query, args := q.query()
