@@ -87,9 +87,7 @@ func (raw *controlTOML) control() (*Control, error) {
 		c.IdentityDir = *raw.IdentityDir
 	}
 	switch u, err := url.Parse(c.URL); {
-	case c.URL == "" && len(c.Fallback) == 0:
-		return nil, errors.New("neither url nor fallback says where documents come from")
-	case c.URL == "":
+	case c.URL == "": // not enrolled yet, or there is a fallback
 	case err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil:
 		return nil, fmt.Errorf("url %q is not https://NAME or https://NAME:PORT", raw.URL)
 	}

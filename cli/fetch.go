@@ -34,8 +34,8 @@ host first with jitgate enroll.`,
 			if err != nil {
 				return err
 			}
-			if settings.Control == nil {
-				return errors.New("the settings have no table [control]: jitgate enroll writes it, or add one with fallback")
+			if c := settings.Control; c == nil || c.URL == "" && len(c.Fallback) == 0 {
+				return errors.New("the table [control] of the settings says nowhere where documents come from: jitgate enroll writes its url, or add a fallback")
 			}
 			if hclog.LevelFromString(level) == hclog.NoLevel {
 				return usagef("--log-level %q is not error, warn, info or debug", level)
