@@ -258,7 +258,7 @@ func (r *received) take(l uplink.Line) {
 			r.touch(g)
 		}
 	}
-	if !told[l.Event] {
+	if !told[l.Event] && !(l.Event == "document.admitted" && l.Document != "grants") {
 		return
 	}
 	a := Activity{Time: l.Time, Event: l.Event, Status: "Succeeded", Actor: l.Requestor, Scope: r.vm.ID.Scope(), VM: r.vm.ID.String(),
