@@ -319,7 +319,7 @@ func TestTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if made.Principal != alice.ID || made.Name != alice.Name || made.Note != "laptop" || !made.Expires.Equal(midday.Add(30*24*time.Hour)) {
+	if made.Principal != alice.ID || made.Name != alice.Name || made.Note != "laptop" || !made.Expires.Equal(deskTime.Add(30*24*time.Hour)) {
 		t.Errorf("%+v", made)
 	}
 	who, err := id.Authenticate(t.Context(), secret)

@@ -62,9 +62,9 @@ func TestListActivity(t *testing.T) {
 					func(l control.Activity) bool {
 						return (group1.Covers(l.Scope) || l.Scope == vm2) && l.Event == "policy.written"
 					}},
-				"a time": {caller("local:r", "Reader", string(sub1)), control.ActivityFilter{From: midday.Add(2 * time.Minute), To: midday.Add(4 * time.Minute)},
+				"a time": {caller("local:r", "Reader", string(sub1)), control.ActivityFilter{From: deskTime.Add(2 * time.Minute), To: deskTime.Add(4 * time.Minute)},
 					func(l control.Activity) bool {
-						return sub1.Covers(l.Scope) && !l.Time.Before(midday.Add(2*time.Minute)) && l.Time.Before(midday.Add(4*time.Minute))
+						return sub1.Covers(l.Scope) && !l.Time.Before(deskTime.Add(2*time.Minute)) && l.Time.Before(deskTime.Add(4*time.Minute))
 					}},
 				"an actor": {caller("local:r", "Reader", string(sub1)), control.ActivityFilter{Actor: "bob"}, func(control.Activity) bool { return false }},
 			} {

@@ -13,8 +13,8 @@ import (
 	"github.com/jitgate/jitgate/control/store/storetest"
 )
 
-// midday is when the tests of access, inventory and activity begin.
-var midday = time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
+// deskTime is when the tests of access, inventory and activity begin.
+var deskTime = time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
 
 // desk is an engine on a real store, with a clock that tests move.
 type desk struct {
@@ -31,7 +31,7 @@ func newDesk(t *testing.T) *desk {
 	return d
 }
 
-func (d *desk) now() time.Time           { return midday.Add(time.Duration(d.since.Load())) }
+func (d *desk) now() time.Time           { return deskTime.Add(time.Duration(d.since.Load())) }
 func (d *desk) forward(by time.Duration) { d.since.Add(int64(by)) }
 func (d *desk) put(f func(control.Tx) error) {
 	d.t.Helper()

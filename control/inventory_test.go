@@ -131,33 +131,33 @@ func TestMachineColumns(t *testing.T) {
 		return r
 	}
 	approval := func(r control.Request, of int, verdicts ...bool) control.Request {
-		r.Approval = &control.RequestApproval{Approval: control.Approval{Approvers: of}, Until: midday.Add(time.Hour)}
+		r.Approval = &control.RequestApproval{Approval: control.Approval{Approvers: of}, Until: deskTime.Add(time.Hour)}
 		for i, yes := range verdicts {
 			r.Approval.Verdicts = append(r.Approval.Verdicts, control.Verdict{Principal: fmt.Sprint(i), Approve: yes})
 		}
 		return r
 	}
-	week := midday.Add(-7 * 24 * time.Hour)
+	week := deskTime.Add(-7 * 24 * time.Hour)
 	d.put(func(tx control.Tx) error {
 		return errors.Join(
-			tx.PutVM(control.VM{ID: id, OS: "Linux", Address: "10.0.0.4", PublicIPAddress: "203.0.113.1", LastAccess: midday, LastUser: "bob"}),
+			tx.PutVM(control.VM{ID: id, OS: "Linux", Address: "10.0.0.4", PublicIPAddress: "203.0.113.1", LastAccess: deskTime, LastUser: "bob"}),
 			tx.PutVM(control.VM{ID: other, PublicIPAddress: "203.0.113.2"}),
 			tx.PutPolicy(p), tx.PutPolicy(second),
 			tx.PutRequest(request(1, week.Add(-time.Second), control.Revoked, id)), // too old to count
 			tx.PutRequest(request(2, week.Add(time.Second), control.Revoked, id)),
-			tx.PutRequest(request(3, midday.Add(-time.Minute), control.Initiated, id, other)),
-			tx.PutRequest(approval(request(4, midday.Add(-time.Minute), control.Pending, id), 2, true)),
-			tx.PutRequest(approval(request(5, midday.Add(-time.Minute), control.Initiating, id), 2, true, true)),
-			tx.PutRequest(approval(request(6, midday.Add(-time.Minute), control.Revoked, id), 2, true, false)),
-			tx.PutRequest(request(7, midday.Add(-time.Minute), control.Initiated, other)),
-			tx.PutRequest(request(8, midday.Add(-time.Hour), control.Initiated, id)), // over, and not swept yet
+			tx.PutRequest(request(3, deskTime.Add(-time.Minute), control.Initiated, id, other)),
+			tx.PutRequest(approval(request(4, deskTime.Add(-time.Minute), control.Pending, id), 2, true)),
+			tx.PutRequest(approval(request(5, deskTime.Add(-time.Minute), control.Initiating, id), 2, true, true)),
+			tx.PutRequest(approval(request(6, deskTime.Add(-time.Minute), control.Revoked, id), 2, true, false)),
+			tx.PutRequest(request(7, deskTime.Add(-time.Minute), control.Initiated, other)),
+			tx.PutRequest(request(8, deskTime.Add(-time.Hour), control.Initiated, id)), // over, and not swept yet
 		)
 	})
 	v, err := d.GetVM(t.Context(), owner, id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v.Requests != 4 || !v.LastAccess.Equal(midday) || v.LastUser != "bob" || v.PublicIPAddress != "198.51.100.7" || v.Address != "10.0.0.4" {
+	if v.Requests != 4 || !v.LastAccess.Equal(deskTime) || v.LastUser != "bob" || v.PublicIPAddress != "198.51.100.7" || v.Address != "10.0.0.4" {
 		t.Errorf("%+v", v)
 	}
 	if len(v.Ports) != 3 || v.Ports[0].Number != 22 || v.Ports[1].Number != 3389 || v.Ports[1].MappedPort != 13389 || v.Ports[2].Number != 8080 {
@@ -179,7 +179,7 @@ func TestMachineColumns(t *testing.T) {
 	if len(v.Layers) != 0 {
 		t.Errorf("layers %q", v.Layers)
 	}
-	layered := request(9, midday.Add(-time.Minute), control.Initiated, id)
+	layered := request(9, deskTime.Add(-time.Minute), control.Initiated, id)
 	layered.VMs[0].Ports[0].Outer = &control.Layer{Name: "azure"}
 	d.put(func(tx control.Tx) error {
 		vm, err := tx.VM(id)
@@ -260,12 +260,12 @@ func TestAgentStatus(t *testing.T) {
 		want  string
 	}{
 		"none":           {nil, "no agent yet"},
-		"now":            {&control.Agent{Enrolled: midday.Add(-time.Hour), LastSeen: midday.Add(-90 * time.Second)}, "connected"},
-		"a while ago":    {&control.Agent{Enrolled: midday.Add(-time.Hour), LastSeen: midday.Add(-91 * time.Second)}, "not seen since 2026-11-27T11:58:29Z"},
-		"just enrolled":  {&control.Agent{Enrolled: midday}, "connected"},
-		"never after it": {&control.Agent{Enrolled: midday.Add(-time.Hour)}, "not seen since 2026-11-27T11:00:00Z"},
-		"again enrolled": {&control.Agent{Enrolled: midday.Add(-time.Second), LastSeen: midday.Add(-time.Hour)}, "connected"},
-		"revoked":        {&control.Agent{Enrolled: midday, LastSeen: midday, Revoked: true}, "revoked"},
+		"now":            {&control.Agent{Enrolled: deskTime.Add(-time.Hour), LastSeen: deskTime.Add(-90 * time.Second)}, "connected"},
+		"a while ago":    {&control.Agent{Enrolled: deskTime.Add(-time.Hour), LastSeen: deskTime.Add(-91 * time.Second)}, "not seen since 2026-11-27T11:58:29Z"},
+		"just enrolled":  {&control.Agent{Enrolled: deskTime}, "connected"},
+		"never after it": {&control.Agent{Enrolled: deskTime.Add(-time.Hour)}, "not seen since 2026-11-27T11:00:00Z"},
+		"again enrolled": {&control.Agent{Enrolled: deskTime.Add(-time.Second), LastSeen: deskTime.Add(-time.Hour)}, "connected"},
+		"revoked":        {&control.Agent{Enrolled: deskTime, LastSeen: deskTime, Revoked: true}, "revoked"},
 	} {
 		id := inS1("g1", strings.ReplaceAll(name, " ", "-"))
 		d.put(func(tx control.Tx) error { return tx.PutVM(control.VM{ID: id, Agent: test.agent}) })
@@ -403,7 +403,7 @@ func TestPutMachine(t *testing.T) {
 	if l := d.last(); l.Event != control.EventVMWritten || l.Scope != id.Scope() || l.VM == "" || l.Status != "Succeeded" || l.Actor != "admin" {
 		t.Errorf("%+v", l)
 	}
-	agent := &control.Agent{Key: "k", Enrolled: midday}
+	agent := &control.Agent{Key: "k", Enrolled: deskTime}
 	d.put(func(tx control.Tx) error {
 		vm, err := tx.VM(id)
 		vm.Agent, vm.LastUser = agent, "bob"
@@ -474,7 +474,7 @@ func TestScopeSettings(t *testing.T) {
 		refused(t, name, err, control.Invalid, bad.code)
 	}
 	set, err := d.SetScope(t.Context(), owner, "/Subscriptions/S1", false, "costs")
-	if err != nil || set != (control.ScopeSetting{Scope: sub1, Reason: "costs", By: "admin", Time: midday}) {
+	if err != nil || set != (control.ScopeSetting{Scope: sub1, Reason: "costs", By: "admin", Time: deskTime}) {
 		t.Fatalf("%+v, %v", set, err)
 	}
 	if l := d.last(); l.Event != control.EventScopeSet || l.Scope != sub1 || l.Reason != "JIT is off: costs" || l.Operation != string(control.ActionScope) {

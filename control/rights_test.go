@@ -272,7 +272,7 @@ func TestEveryCallIsTried(t *testing.T) {
 // Each role makes the calls it is for and no other, and what is refused
 // changes nothing.
 func TestRolesMakeTheirCallsOnly(t *testing.T) {
-	see := []string{"ListPolicies", "GetPolicy", "ListVMs", "CountVMs", "GetVM", "ListRequests", "GetRequest", "ScopeSettings"}
+	see := []string{"ListPolicies", "GetPolicy", "ListVMs", "CountVMs", "GetVM", "ListRequests", "GetRequest", "ScopeSettings", "PendingPolicies"}
 	log := []string{"ListActivity", "FollowActivity"}
 	access := []string{"ListRoles", "ListAssignments", "ListTokens", "CreateToken", "RevokeToken", "PutRole", "DeleteRole", "Assign", "Unassign"}
 	var all []string
