@@ -20,7 +20,6 @@ import (
 
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/control/store"
-	"github.com/jitgate/jitgate/policy"
 )
 
 // Commands that change who may what work on the database. One of SQLite's has
@@ -76,18 +75,13 @@ func withEngine(c *cobra.Command, o *origin, work func(ctx context.Context, e *c
 		return err
 	}
 	defer kept.Close()
-	// What tokens for hosts have in them: whom to trust.
-	pin, err := meta(c.Context(), kept, metaPin)
-	if err != nil {
-		return err
-	}
 	ca, err := d.authority("agents", "jitgate agents", time.Now())
 	if err != nil {
 		return err
 	}
 	config := control.Config{Store: kept, Log: log, CA: ca.cert, CAKey: ca.key}
-	if config.Realm.Pin, err = policy.ParseDigest(string(pin)); err != nil {
-		return fmt.Errorf("the database's realm: %w", err)
+	if config.Realm, err = realmOf(c.Context(), kept); err != nil {
+		return err
 	}
 	if s.tlsCert == "" {
 		own, err := d.authority("tls", "jitgate control plane", time.Now())

@@ -120,6 +120,29 @@ func meta(ctx context.Context, store control.Store, name string) (value []byte, 
 	return value, err
 }
 
+// realmOf is the realm a store belongs to, without any key.
+func realmOf(ctx context.Context, store control.Store) (r control.Realm, err error) {
+	pin, err := meta(ctx, store, metaPin)
+	if err == nil {
+		r.Signed, err = meta(ctx, store, metaTrust)
+	}
+	if err != nil {
+		return r, err
+	}
+	if pin == nil {
+		return r, errors.New("the database has no realm yet: start the server once, it completes what is missing")
+	}
+	v, err := openTrust(r.Signed)
+	if err == nil {
+		r.Pin, err = policy.ParseDigest(string(pin))
+	}
+	if err != nil {
+		return r, fmt.Errorf("the database's realm: %w", err)
+	}
+	r.Trust = v.Document()
+	return r, nil
+}
+
 // trust reads the directory's trust document, which its own root keys signed.
 func (d directory) trust() (signed []byte, v policy.Verified[policy.Trust], err error) {
 	if signed, err = d.read(trustFile); err != nil {

@@ -111,11 +111,8 @@ func serve(c *cobra.Command, s settings, again func() (settings, error)) error {
 	ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	log := hclog.New(&hclog.LoggerOptions{Name: "jitgate-control", Level: s.logLevel, JSONFormat: s.logJSON, Output: c.ErrOrStderr()})
-	sv, err := open(ctx, s, log)
-	if err != nil {
-		return err
-	}
-	defer sv.close()
+	// Whoever comes before all is open waits for it; and where the port is
+	// taken nothing is made.
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.listen)
 	if err != nil {
 		return err
@@ -125,6 +122,11 @@ func serve(c *cobra.Command, s settings, again func() (settings, error)) error {
 	if err != nil {
 		return err
 	}
+	sv, err := open(ctx, s, log)
+	if err != nil {
+		return err
+	}
+	defer sv.close()
 	if err := sv.build(s, s.public(port)); err != nil {
 		return err
 	}
