@@ -79,7 +79,7 @@ func layerNoted(p RequestPort, now time.Time) Layer {
 	case p.Status != Revoked || l.Status == Revoked:
 	case l.Until.IsZero():
 		l.Status, l.Reason = Revoked, p.Reason
-	case l.Until.After(now) && p.Reason != Expired:
+	case l.Until.After(now):
 		l.Note = fmt.Sprintf("closed on the machine; %s cannot close it before its end: it may be open there until %s", l.Name, policy.FormatTime(l.Until))
 	}
 	return l
@@ -103,21 +103,16 @@ func (e *Engine) RunLayers(ctx context.Context) error {
 	w := layerWatch{e: e, unsettled: map[string]bool{}}
 	for ctx.Err() == nil {
 		wait := layerSweep
-		switch due, next, err := w.due(ctx); {
+		switch worked, next, err := w.round(ctx); {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			e.Log.Warn("cannot read requests for the layer outside", "layer", e.Outer.Name(), "error", err)
+			e.Log.Warn("cannot work for the layer outside", "layer", e.Outer.Name(), "error", err)
 			wait = layerRetry
-		case len(due) > 0:
-			if err := w.work(ctx, due); err != nil && ctx.Err() == nil {
-				e.Log.Warn("cannot take on requests for the layer outside", "layer", e.Outer.Name(), "error", err)
-				wait = layerRetry
-			} else {
-				continue
-			}
+		case worked:
+			continue
 		case !next.IsZero():
-			wait = min(wait, max(next.Sub(e.Now()), 0))
+			wait = min(wait, next.Sub(e.Now()))
 		}
 		// Changes come by the thousand where agents report: a round for each
 		// would read all open requests as often.
@@ -133,6 +128,16 @@ func (e *Engine) RunLayers(ctx context.Context) error {
 		timer.Stop()
 	}
 	return nil
+}
+
+// round does what is due now, or a part of it: then worked is true, and the
+// next round should follow at once. Else next is when something will be.
+func (w *layerWatch) round(ctx context.Context) (worked bool, next time.Time, err error) {
+	ids, next, err := w.due(ctx)
+	if err != nil || len(ids) == 0 {
+		return false, next, err
+	}
+	return true, time.Time{}, w.work(ctx, ids)
 }
 
 // pause waits, and reports whether it came to the end of it.

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-var noon = time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
+var midday = time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
 
-func at(minutes float64) time.Time { return noon.Add(time.Duration(minutes * float64(time.Minute))) }
+func at(minutes float64) time.Time { return midday.Add(time.Duration(minutes * float64(time.Minute))) }
 
 func TestLayerErrand(t *testing.T) {
 	fresh := Layer{Name: "azure", Status: Initiating}
@@ -39,7 +39,7 @@ func TestLayerErrand(t *testing.T) {
 		"expired":           {RequestPort{Status: Revoked, Reason: Expired, End: at(-1), Outer: with(taken, func(l *Layer) { l.Until, l.Taken = at(-1), at(-1) })}, look, at(1)},
 		"expired long ago":  {RequestPort{Status: Revoked, Reason: Expired, End: at(-61), Outer: with(taken, func(l *Layer) { l.Until, l.Taken = at(-61), at(-61) })}, nothing, time.Time{}},
 	} {
-		if got, when := layerErrand(test.port, noon); got != test.want || !when.Equal(test.when) {
+		if got, when := layerErrand(test.port, midday); got != test.want || !when.Equal(test.when) {
 			t.Errorf("%s: %d at %v, expected %d at %v", name, got, when, test.want, test.when)
 		}
 	}
@@ -50,15 +50,15 @@ func TestLayerSettles(t *testing.T) {
 	for _, reason := range []StatusReason{UserRequested, Expired, NewerRequestInitiated, Denied} {
 		for _, until := range []time.Time{{}, at(-5), at(5)} {
 			p := RequestPort{Status: Revoked, Reason: reason, End: at(5), Outer: &Layer{Name: "azure", Status: Initiating, Until: until, Note: "old"}}
-			noted := layerNoted(p, noon)
+			noted := layerNoted(p, midday)
 			p.Outer = &noted
-			if what, _ := layerErrand(p, noon); what == settle {
+			if what, _ := layerErrand(p, midday); what == settle {
 				t.Errorf("%s until %v: still to be settled", reason, until)
 			}
 			if until.IsZero() != (noted.Status == Revoked) {
 				t.Errorf("%s until %v: %+v", reason, until, noted)
 			}
-			if says := strings.Contains(noted.Note, "may be open there until 2026-11-27T12:05:00Z"); says != (until.Equal(at(5)) && reason != Expired) {
+			if says := strings.Contains(noted.Note, "may be open there until 2026-11-27T12:05:00Z"); says != until.Equal(at(5)) {
 				t.Errorf("%s until %v: note %q", reason, until, noted.Note)
 			}
 		}
@@ -92,16 +92,16 @@ func TestLayerAsked(t *testing.T) {
 	}{
 		"agreed": {taken, answer{said: &Layer{Status: Initiating, Until: at(60)}}, mine, eventLayerInitiated,
 			func(l Layer) bool {
-				return l.Status == Initiating && l.Error == "" && l.Taken.Equal(at(60)) && l.Until.Equal(at(60)) && l.Next.Equal(noon.Add(layerRetry))
+				return l.Status == Initiating && l.Error == "" && l.Taken.Equal(at(60)) && l.Until.Equal(at(60)) && l.Next.Equal(midday.Add(layerRetry))
 			}},
 		"agreed at last": {Layer{Name: "azure", Status: Initiating, Error: "away", Tries: 7, Until: at(60)}, answer{said: &Layer{Until: at(60)}}, mine, eventLayerInitiated,
 			func(l Layer) bool { return l.Status == Initiating && l.Error == "" && l.Tries == 0 }},
 		"not asked": {taken, answer{failed: errors.New("away")}, mine, eventLayerFailed,
 			func(l Layer) bool {
-				return l.Error == "away" && l.Until.IsZero() && l.Taken.IsZero() && l.Tries == 1 && l.Next.After(noon)
+				return l.Error == "away" && l.Until.IsZero() && l.Taken.IsZero() && l.Tries == 1 && l.Next.After(midday)
 			}},
 		"not asked again": {Layer{Name: "azure", Status: Initiating, Error: "away", Tries: 1, Until: at(60)}, answer{failed: errors.New("away")}, mine, "",
-			func(l Layer) bool { return l.Error == "away" && l.Tries == 2 && l.Next.Equal(noon.Add(2*layerRetry)) }},
+			func(l Layer) bool { return l.Error == "away" && l.Tries == 2 && l.Next.Equal(midday.Add(2*layerRetry)) }},
 		"refused": {taken, answer{said: &Layer{Error: "not a subset"}}, mine, eventLayerFailed,
 			func(l Layer) bool { return l.Error == "not a subset" && l.Until.IsZero() }},
 		"unsure": {taken, answer{said: &Layer{Error: "gateway", Until: at(60)}}, mine, eventLayerFailed,
@@ -117,7 +117,7 @@ func TestLayerAsked(t *testing.T) {
 			func(l Layer) bool { return l.Until.Equal(at(60)) }},
 	} {
 		l := test.from
-		if event := l.asked(test.a, test.mine, noon); event != test.event || !test.check(l) {
+		if event := l.asked(test.a, test.mine, midday); event != test.event || !test.check(l) {
 			t.Errorf("%s: %q and %+v", name, event, l)
 		}
 	}
@@ -133,9 +133,9 @@ func TestLayerLooked(t *testing.T) {
 		check func(Layer) bool
 	}{
 		"on its way": {open, answer{said: &Layer{Status: Initiating}}, "", func(l Layer) bool {
-			return l.Status == Initiating && l.Looked.Equal(noon) && l.Next.Equal(noon.Add(layerRetry))
+			return l.Status == Initiating && l.Looked.Equal(midday) && l.Next.Equal(midday.Add(layerRetry))
 		}},
-		"open":       {open, answer{said: &Layer{Status: Initiated, Reason: UserRequested}}, eventLayerOpened, func(l Layer) bool { return l.Status == Initiated && l.Next.Equal(noon.Add(layerPatient)) }},
+		"open":       {open, answer{said: &Layer{Status: Initiated, Reason: UserRequested}}, eventLayerOpened, func(l Layer) bool { return l.Status == Initiated && l.Next.Equal(midday.Add(layerPatient)) }},
 		"still open": {with(func(l *Layer) { l.Status = Initiated }), answer{said: &Layer{Status: Initiated}}, "", func(l Layer) bool { return l.Status == Initiated }},
 		"its end is near": {with(func(l *Layer) { l.Until = at(1) }), answer{said: &Layer{Status: Initiated}}, eventLayerOpened,
 			func(l Layer) bool { return l.Next.Equal(at(1).Add(layerRetry)) }},
@@ -145,12 +145,12 @@ func TestLayerLooked(t *testing.T) {
 		"not listed yet": {open, answer{}, "", func(l Layer) bool { return l.Status == Initiating && l.Error == "" && l.Looked.Equal(at(-1)) }},
 		"not listed":     {with(func(l *Layer) { l.Status, l.Looked = Initiated, at(-3) }), answer{}, eventLayerFailed, func(l Layer) bool { return l.Status == "" && strings.Contains(l.Error, "does not list") }},
 		"late in closing": {with(func(l *Layer) { l.Status, l.Until = Initiated, at(-1) }), answer{said: &Layer{Status: Initiated}}, "", func(l Layer) bool {
-			return l.Status == Initiated && l.Error == "" && l.Next.Equal(noon.Add(layerRetry))
+			return l.Status == Initiated && l.Error == "" && l.Next.Equal(midday.Add(layerRetry))
 		}},
 		"not closed": {with(func(l *Layer) { l.Status, l.Until = Initiated, at(-3) }), answer{said: &Layer{Status: Initiated}}, eventLayerFailed, func(l Layer) bool { return l.Status == Initiated && strings.Contains(l.Error, "not closed") }},
 	} {
 		l := test.from
-		if event := l.looked(test.a, noon); event != test.event || !test.check(l) {
+		if event := l.looked(test.a, midday); event != test.event || !test.check(l) {
 			t.Errorf("%s: %q and %+v", name, event, l)
 		}
 	}
@@ -170,7 +170,7 @@ func TestTakeOn(t *testing.T) {
 		vm("b", port(4, Initiating, &Layer{Name: "azure", Status: Initiating, Next: at(1)})),
 		vm("c", port(5, Revoked, &Layer{Name: "azure", Status: Initiating}), port(6, Initiated, &Layer{Name: "azure", Status: Initiated, Taken: at(30), Until: at(30)})),
 	}}
-	tasks, changed := takeOn(&r, noon)
+	tasks, changed := takeOn(&r, midday)
 	if !changed || len(tasks) != 2 || tasks[0].what != ask || tasks[1].what != look {
 		t.Fatalf("%v, %+v", changed, tasks)
 	}
@@ -190,17 +190,17 @@ func TestTakeOn(t *testing.T) {
 		t.Errorf("before it was open until %v", tasks[0].taken[1].before)
 	}
 	for _, p := range []RequestPort{r.VMs[0].Ports[0], r.VMs[2].Ports[1]} {
-		if !p.Outer.Until.Equal(at(60)) || !p.Outer.Next.Equal(noon.Add(layerLease)) {
+		if !p.Outer.Until.Equal(at(60)) || !p.Outer.Next.Equal(midday.Add(layerLease)) {
 			t.Errorf("port %d: %+v", p.Number, *p.Outer)
 		}
 	}
 	if l := r.VMs[2].Ports[0].Outer; l.Status != Revoked {
 		t.Errorf("never asked for, and revoked: %+v", *l)
 	}
-	if again, changed := takeOn(&r, noon); changed || len(again) > 0 {
+	if again, changed := takeOn(&r, midday); changed || len(again) > 0 {
 		t.Errorf("a second replica takes on %+v", again)
 	}
-	if again, _ := takeOn(&r, noon.Add(layerLease)); len(again) != 2 || len(again[0].taken) != 3 {
+	if again, _ := takeOn(&r, midday.Add(layerLease)); len(again) != 2 || len(again[0].taken) != 3 {
 		t.Errorf("after a crash %+v is taken on", again)
 	}
 	// The layer has a copy: what it does to it stays its own.
