@@ -31,6 +31,9 @@ type PendingPolicy struct {
 	Partial []byte    `json:"partial"` // the envelope with the signatures so far; nil: none
 	Created time.Time `json:"created"`
 	By      string    `json:"by"`
+	// InForce is the payload of the policy document it follows, for people to
+	// see what changes. PendingPolicies sets it; nil: there is none.
+	InForce []byte `json:"inForce,omitempty"`
 }
 
 // Realm is what the control plane signs with, and what agents trust.
@@ -46,12 +49,29 @@ type Realm struct {
 // for machines whose policies the caller may read or sign.
 func (e *Engine) PendingPolicies(ctx context.Context, c Caller) (list []PendingPolicy, err error) {
 	err = e.Store.View(ctx, func(tx Tx) error {
-		list, err = tx.PendingPolicies()
-		return err
+		if list, err = tx.PendingPolicies(); err != nil {
+			return err
+		}
+		list = slices.DeleteFunc(list, func(p PendingPolicy) bool {
+			return !c.May(ActionRead, p.VM.Scope()) && !c.May(ActionSign, p.VM.Scope())
+		})
+		for i := range list {
+			last, there, err := found(tx.Document(list[i].VM.Key(), policy.TypePolicy))
+			if err != nil {
+				return err
+			}
+			if !there {
+				continue
+			}
+			envelope, err := policy.ParseEnvelope(last.Signed)
+			if err != nil {
+				return fmt.Errorf("the policy in force of %s: %w", list[i].VM, err)
+			}
+			list[i].InForce = envelope.Payload
+		}
+		return nil
 	})
-	return slices.DeleteFunc(list, func(p PendingPolicy) bool {
-		return !c.May(ActionRead, p.VM.Scope()) && !c.May(ActionSign, p.VM.Scope())
-	}), err
+	return list, err
 }
 
 // AcceptPolicy takes a pending policy document back, with signatures added.

@@ -348,7 +348,7 @@ func TestLayerReplicas(t *testing.T) {
 	// store is gone as well.
 	crashed := control.New(func() control.Config {
 		c := p.Config
-		c.Store = &deaf{Store: c.Store, ctx: dying}
+		c.Store = &doomed{Store: c.Store, ctx: dying}
 		return c
 	}()).LayerRounds()
 	if worked, _, err := crashed(dying); err != nil || !worked {
@@ -371,14 +371,14 @@ func TestLayerReplicas(t *testing.T) {
 	}
 }
 
-// deaf is a store that takes nothing more once ctx has ended, as for a process
+// doomed is a store that takes nothing more once ctx has ended, as for a process
 // that was killed.
-type deaf struct {
+type doomed struct {
 	control.Store
 	ctx context.Context
 }
 
-func (d *deaf) Update(ctx context.Context, f func(control.Tx) error) error {
+func (d *doomed) Update(ctx context.Context, f func(control.Tx) error) error {
 	if err := d.ctx.Err(); err != nil {
 		return err
 	}

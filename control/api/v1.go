@@ -144,6 +144,7 @@ type (
 		Version uint64  `json:"version"`
 		Payload []byte  `json:"payload"`
 		Partial []byte  `json:"partial,omitempty"`
+		InForce []byte  `json:"inForce,omitempty"`
 		Created instant `json:"created"`
 		By      string  `json:"by"`
 	}
@@ -697,7 +698,7 @@ func pendingPolicies(c *call) error {
 	}
 	out := list[pendingOut]{Value: make([]pendingOut, 0, len(all))}
 	for _, p := range all {
-		out.Value = append(out.Value, pendingOut{p.VM.String(), p.Version, p.Payload, p.Partial, instant(p.Created), p.By})
+		out.Value = append(out.Value, pendingOut{p.VM.String(), p.Version, p.Payload, p.Partial, p.InForce, instant(p.Created), p.By})
 	}
 	return c.ok(out)
 }
