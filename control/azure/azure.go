@@ -44,6 +44,7 @@ const (
 // JIT is Azure's own just-in-time access. It is safe for concurrent use.
 type JIT struct {
 	subscriptions map[string]*subscription // by id in lower case
+	fresh         time.Duration            // for which Look takes a list for what is
 }
 
 var _ control.Outer = (*JIT)(nil)
@@ -83,7 +84,7 @@ func New(s Settings) (*JIT, error) {
 			PerCallPolicies: []policy.Policy{sourceLists{}},
 		},
 	}
-	j := &JIT{subscriptions: map[string]*subscription{}}
+	j := &JIT{subscriptions: map[string]*subscription{}, fresh: listFresh}
 	for _, id := range s.Subscriptions {
 		client, err := armsecurity.NewJitNetworkAccessPoliciesClient(id, credential, options)
 		if err != nil {
@@ -137,7 +138,7 @@ func (j *JIT) Initiate(ctx context.Context, r control.Request) ([]*control.Layer
 
 // Look asks where the ports of r stand in the lists of Azure's policies.
 func (j *JIT) Look(ctx context.Context, r control.Request) ([]*control.Layer, error) {
-	places, err := j.find(ctx, r, time.Now().Add(-listFresh))
+	places, err := j.find(ctx, r, time.Now().Add(-j.fresh))
 	if err != nil {
 		return nil, err
 	}
