@@ -395,6 +395,7 @@ func (sv *server) run(ctx context.Context, listener net.Listener, ready func(), 
 		})
 	}
 	task("engine", behind, sv.engine.Run)
+	task("layers", behind, sv.engine.RunLayers)
 	task("agents", lines, sv.line.Run)
 	task("certificate", behind, func(ctx context.Context) error { return sv.keepFresh(ctx, again) })
 	task("commands", behind, func(ctx context.Context) error { return sv.serveCommands(ctx, socket) })
