@@ -47,10 +47,12 @@ func (e *Engine) Deny(ctx context.Context, c Caller, id, comment string) (r Requ
 		if r, err = ed.verdict(id, "request.denied", Verdict{Comment: comment}); err != nil {
 			return err
 		}
-		for _, p := range r.eachPort() {
-			p.end(Denied, ed.now)
-		}
 		ed.tellVerdict("request.denied", r, comment)
+		for _, p := range r.eachPort() {
+			if p.Status == Pending {
+				p.end(Denied, ed.now)
+			}
+		}
 		return ed.put(r, false)
 	})
 	return r, err
@@ -91,12 +93,15 @@ func (ed *edit) verdict(id, event string, v Verdict) (Request, error) {
 	return r, nil
 }
 
-// tellVerdict writes a line for each port of the request.
+// tellVerdict writes a line for each port of the request that is not over.
 func (ed *edit) tellVerdict(event string, r Request, comment string) {
 	if event == "request.approved" && r.Approval.Approvers > 1 {
 		comment = fmt.Sprintf("%d of %d. %s", len(r.Approval.Verdicts), r.Approval.Approvers, comment)
 	}
 	for vm, p := range r.eachPort() {
+		if p.Status == Revoked {
+			continue
+		}
 		ed.tell(ed.portLine(event, ActionApprove, r, vm, *p, comment))
 	}
 }
@@ -112,6 +117,10 @@ func (ed *edit) grantApproved(r *Request) error {
 		return policyNotFound(r.Policy)
 	}
 	for vm, port := range r.eachPort() {
+		// One that an edit or a newer request ended while it waited stays so.
+		if port.Status != Pending {
+			continue
+		}
 		if err := ed.supported(vm); err != nil {
 			return err
 		}

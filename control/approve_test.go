@@ -14,7 +14,7 @@ func approved(t *testing.T, k int, expires string) *plane {
 	t.Helper()
 	p := newPlane(t)
 	_, err := p.PutPolicy(t.Context(), owner, policyID("default"), control.PolicyInput{
-		VMs:      []control.PolicyVM{machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")), machine("vm2", rule(22, "PT3H"))},
+		VMs:      []control.PolicyVM{guarded("vm1", rule(22, "PT3H"), rule(23, "PT3H")), guarded("vm2", rule(22, "PT3H"))},
 		Approval: &control.Approval{Approvers: k, Role: "SecurityAdmin", Justification: true, Expires: expires}})
 	if err != nil {
 		t.Fatal(err)
@@ -38,10 +38,10 @@ func TestApproval(t *testing.T) {
 		return err
 	})
 	in := control.InitiateInput{VMs: []control.InitiateVM{
-		{ID: vmID("vm1").String(), Ports: []control.InitiatePort{{Number: 22, Duration: "PT3H"}, {Number: 23, End: noon.Add(2 * time.Hour)}}}, wants("vm2", 22, "", "PT30M").VMs[0]}}
+		{ID: vmID("vm1").String(), Ports: []control.InitiatePort{{Number: 22, Duration: "PT3H"}, {Number: 23, End: dawn.Add(2 * time.Hour)}}}, wants("vm2", 22, "", "PT30M").VMs[0]}}
 	r := p.initiate(alice, because(in))
 	equal(t, "status", r.VMs[0].Ports[0].Status, control.Pending)
-	equal(t, "waits until", r.Approval.Until.Sub(noon), time.Hour)
+	equal(t, "waits until", r.Approval.Until.Sub(dawn), time.Hour)
 	equal(t, "open", p.openAt("vm1", 0), "[]")
 	if again := p.initiate(alice, because(in)); again.ID != r.ID {
 		t.Error("sent again, it waits twice")
@@ -145,7 +145,7 @@ func TestPendingRequestsEnd(t *testing.T) {
 		{"nobody answered", wants("vm1", 22, "", "PT3H"), "PT5M", 5 * time.Minute},
 		{"nobody answered for an hour", wants("vm1", 22, "", "PT3H"), "", time.Hour},
 		{"its end is past, and so all of it", control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: []control.InitiatePort{
-			{Number: 22, End: noon.Add(2 * time.Minute)}, {Number: 23, Duration: "PT3H"}}}}}, "PT5M", 2 * time.Minute},
+			{Number: 22, End: dawn.Add(2 * time.Minute)}, {Number: 23, Duration: "PT3H"}}}}}, "PT5M", 2 * time.Minute},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := approved(t, 1, c.expires)
@@ -263,4 +263,37 @@ func TestNewerPendingRequest(t *testing.T) {
 	if got, err := p.Revoke(t.Context(), alice, fourth.ID, ""); err != nil || got.Open() {
 		t.Errorf("taken back: %+v, %v", got, err)
 	}
+}
+
+// Of a request that waits, an edit or a newer request may end one port. What
+// is granted later is the rest, and that one neither opens nor ends another.
+func TestApprovingWhatIsLeft(t *testing.T) {
+	p := approved(t, 1, "P1D")
+	ctx := t.Context()
+	alice, admin := as("alice", "JITRequester@"+group), as("admin", "SecurityAdmin")
+	approve := func(r control.Request) {
+		t.Helper()
+		if _, err := p.Approve(ctx, admin, r.ID, "", 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := p.initiate(alice, because(wants("vm1", 22, "", "PT3H")))
+	approve(first)
+	both := wants("vm1", 22, "", "PT3H")
+	both.VMs[0].Ports = append(both.VMs[0].Ports, wants("vm1", 23, "", "PT3H").VMs[0].Ports...)
+	second := p.initiate(alice, because(both))
+	third := p.initiate(alice, because(wants("vm1", 22, "", "PT2H")))
+	approve(second)
+	got, err := p.GetRequest(ctx, alice, second.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "the rest", fmt.Sprint(got.VMs[0].Ports[0].Status, " ", got.VMs[0].Ports[1].Status), "Revoked Initiating")
+	if got, err = p.GetRequest(ctx, alice, first.ID); err != nil || !got.Open() {
+		t.Errorf("the first one, granted: %+v, %v", got, err)
+	}
+	equal(t, "open", p.openAt("vm1", 0), "[22 203.0.113.7/32 23 203.0.113.7/32]")
+	denied, err := p.Deny(ctx, admin, third.ID, "")
+	equal(t, "denied", fmt.Sprint(denied.VMs[0].Ports[0].Reason, err), "Denied<nil>")
+	equal(t, "open", p.openAt("vm1", 0), "[22 203.0.113.7/32 23 203.0.113.7/32]")
 }

@@ -176,12 +176,13 @@ func (ed *edit) sign(ctx context.Context, envelope policy.Envelope) error {
 	return nil
 }
 
-// published checks that agents will take what is about to be stored.
+// published checks that agents will take what is about to be stored, unless
+// this is a rehearsal and it has yet to be signed.
 func (ed *edit) published(envelope policy.Envelope) ([]byte, error) {
-	if len(envelope.Signatures) == 0 { // a rehearsal
-		return nil, nil
-	}
 	raw := envelope.Encode()
+	if len(envelope.Signatures) == 0 {
+		return raw, nil
+	}
 	var err error
 	if envelope.Type == policy.TypePolicy {
 		_, err = policy.OpenPolicy(raw, ed.e.Realm.Trust)

@@ -39,10 +39,10 @@ func policyDocument(h policy.Header, epoch uint64, vm VMID, policies []Policy) (
 }
 
 // grantsDocument is the complete list of a machine's grants: those of its open
-// requests, and of the list before those that ended by time a moment ago. An
+// requests, and lately, what ended by time a moment ago. An
 // agent whose clock is behind may still have one of these open, and what
 // leaves the list before its end reads as revoked, which cuts sessions.
-func grantsDocument(h policy.Header, epoch uint64, vm VMID, policyVersion uint64, open []Request, before []policy.Grant, now time.Time) (policy.Grants, error) {
+func grantsDocument(h policy.Header, epoch uint64, vm VMID, policyVersion uint64, open []Request, lately []policy.Grant, now time.Time) (policy.Grants, error) {
 	doc := policy.Grants{Header: h, Epoch: epoch, Host: policy.Host{ID: vm.Key()}, PolicyVersion: policyVersion}
 	listed := map[string]bool{}
 	add := func(g policy.Grant) {
@@ -71,10 +71,8 @@ func grantsDocument(h policy.Header, epoch uint64, vm VMID, policyVersion uint64
 			}
 		}
 	}
-	for _, g := range before {
-		if !now.Before(g.End) {
-			add(g)
-		}
+	for _, g := range lately {
+		add(g)
 	}
 	return doc, nil
 }
@@ -210,13 +208,23 @@ func (ed *edit) publishGrants(vm VMID) error {
 	}
 	var before []policy.Grant
 	if was {
-		if before, err = readGrants(last.Signed); err != nil {
-			return fmt.Errorf("stored grants of %s: %w", vm, err)
+		list, err := readDocument[policy.Grants](last)
+		if err != nil {
+			return err
 		}
+		before = list.Grants
 	}
-	guard, _, err := found(ed.tx.Document(vm.Key(), policy.TypePolicy))
+	guard, guarded, err := found(ed.tx.Document(vm.Key(), policy.TypePolicy))
 	if err != nil {
 		return err
+	}
+	before = lately(before, ed.now)
+	if len(before) > 0 && guarded {
+		bounds, err := readDocument[policy.Policy](guard)
+		if err != nil {
+			return err
+		}
+		before = inside(bounds, before)
 	}
 	open, err := ed.tx.Requests(RequestFilter{VM: &vm, Open: true})
 	if err != nil {
@@ -244,17 +252,35 @@ func (ed *edit) publishGrants(vm VMID) error {
 	return ed.store(vm, envelope, doc.Header)
 }
 
-// readGrants reads a list that was verified before it was stored.
-func readGrants(signed []byte) ([]policy.Grant, error) {
-	envelope, err := policy.ParseEnvelope(signed)
-	if err != nil {
-		return nil, err
+// readDocument reads a document that was verified before it was stored.
+func readDocument[D policy.Policy | policy.Grants](d Document) (doc D, err error) {
+	envelope, err := policy.ParseEnvelope(d.Signed)
+	if err == nil {
+		var parsed any
+		parsed, err = policy.ParseDocument(d.Type, envelope.Payload)
+		doc, _ = parsed.(D)
 	}
-	doc, err := policy.ParseDocument(policy.TypeGrants, envelope.Payload)
 	if err != nil {
-		return nil, err
+		return doc, fmt.Errorf("stored document of %s: %w", d.VM, err)
 	}
-	return doc.(policy.Grants).Grants, nil
+	return doc, nil
+}
+
+// lately are the grants of a list that ended by time a moment ago.
+func lately(list []policy.Grant, now time.Time) []policy.Grant {
+	return slices.DeleteFunc(list, func(g policy.Grant) bool { return now.Before(g.End) || !now.Before(g.End.Add(policy.Skew)) })
+}
+
+// inside are the grants an agent takes under the policy: one that is over and
+// outside by now would be told of as refused.
+func inside(p policy.Policy, list []policy.Grant) (out []policy.Grant) {
+	d := policy.Evaluate(policy.State{}, policy.Trust{}, p, policy.Grants{Header: policy.Header{Version: 1}, Grants: list}, policy.Facts{})
+	for _, v := range d.Verdicts {
+		if v.Refusal == nil {
+			out = append(out, v.Grant)
+		}
+	}
+	return out
 }
 
 // store keeps a signed document as the newest of its machine and kind.

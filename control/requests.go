@@ -568,7 +568,7 @@ func (ed *edit) replace(r *Request) error {
 			}
 		}
 		for n := range ports {
-			if ports[n].Status == Pending {
+			if ports[n].Status != Initiating {
 				continue
 			}
 			if err := ports[n].takeOver(before[n], ed.now); err != nil {
@@ -582,7 +582,10 @@ func (ed *edit) replace(r *Request) error {
 // replacedBy reports whether the port of a newer request by the same person
 // takes the place of p, which has the same number on the same machine.
 func (p RequestPort) replacedBy(newer RequestPort) bool {
-	return p.Status != Revoked && (newer.Status != Pending || p.Status == Pending) && sameSources(p.Prefixes, newer.Prefixes)
+	if p.Status == Revoked || newer.Status == Revoked || newer.Status == Pending && p.Status != Pending {
+		return false
+	}
+	return sameSources(p.Prefixes, newer.Prefixes)
 }
 
 // sees reports whether the caller may read of a request: it is the caller's
