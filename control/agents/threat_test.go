@@ -321,7 +321,7 @@ func TestThreatSlowReader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn.(*tls.Conn).NetConn().(*net.TCPConn).SetReadBuffer(4 << 10)
+	conn.(*tls.Conn).NetConn().(*net.TCPConn).SetReadBuffer(128 << 10)
 	say(t, s, uplink.Up{})
 	bystander := w.mustDial(other.identity())
 	say(t, bystander, uplink.Up{})
@@ -330,7 +330,7 @@ func TestThreatSlowReader(t *testing.T) {
 	for i := range 400 {
 		ids = append(ids, fmt.Sprintf("grant-%d", i))
 	}
-	const last = 60
+	const last = 100
 	for v := range uint64(last) {
 		w.document(slow.vm, policy.TypeGrants, v+1, w.grants(slow.vm, v+1, ids...))
 	}
