@@ -1,0 +1,276 @@
+package fetch
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/jitgate/jitgate/policy"
+	"github.com/jitgate/jitgate/uplink"
+)
+
+var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+func grants(realm string, epoch, version uint64, signer ed25519.PrivateKey) []byte {
+	g := policy.Grants{Header: policy.Header{Realm: realm, Version: version, Issued: noon, Expires: noon.Add(time.Hour)}, Epoch: epoch, Host: policy.Host{ID: "web1"}}
+	e := policy.Envelope{Type: policy.TypeGrants, Payload: g.Encode()}
+	if err := e.Sign(signer); err != nil {
+		panic(err)
+	}
+	return e.Encode()
+}
+
+func signer() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(make([]byte, 32)) }
+
+// Whatever order documents come in, what lies in the inbox only gets newer.
+func TestInboxOrder(t *testing.T) {
+	key := signer()
+	type step struct {
+		raw   []byte
+		taken bool
+	}
+	for what, steps := range map[string][]step{
+		"rising":           {{grants("r", 1, 1, key), true}, {grants("r", 1, 2, key), true}},
+		"overtaken":        {{grants("r", 1, 5, key), true}, {grants("r", 1, 4, key), false}, {grants("r", 1, 5, key), false}, {grants("r", 1, 6, key), true}},
+		"a new epoch":      {{grants("r", 1, 1187, key), true}, {grants("r", 2, 1, key), true}, {grants("r", 1, 1188, key), false}},
+		"another realm":    {{grants("r", 1, 9, key), true}, {grants("other", 1, 1, key), true}},
+		"not an envelope":  {{grants("r", 1, 1, key), true}, {[]byte("<html>log in</html>"), false}, {nil, false}},
+		"too large":        {{make([]byte, policy.MaxEnvelope+1), false}},
+		"no such document": {{policy.Envelope{Type: policy.TypeGrants, Payload: []byte("{}")}.Encode(), false}},
+	} {
+		b := inbox{dir: t.TempDir()}
+		var lies []byte
+		for i, s := range steps {
+			_, err := b.deliver(policy.TypeGrants, s.raw)
+			if (err == nil) != s.taken {
+				t.Errorf("%s, %d: %v", what, i, err)
+			}
+			if s.taken {
+				lies = s.raw
+			}
+			if got, _ := os.ReadFile(filepath.Join(b.dir, "grants.json")); !bytes.Equal(got, lies) {
+				t.Errorf("%s, %d: %q lies there", what, i, got)
+			}
+		}
+		if left, _ := filepath.Glob(filepath.Join(b.dir, ".*")); len(left) > 0 {
+			t.Errorf("%s: %q is left", what, left)
+		}
+	}
+	b := inbox{dir: t.TempDir()}
+	if _, err := b.deliver(policy.TypePolicy, grants("r", 1, 1, key)); err == nil {
+		t.Error("a list of grants was delivered as a policy")
+	}
+	if _, err := (&inbox{dir: filepath.Join(b.dir, "none")}).deliver(policy.TypeGrants, grants("r", 1, 1, key)); err == nil || !strings.Contains(err.Error(), "the agent makes its inbox") {
+		t.Error(err)
+	}
+}
+
+// What others put into the inbox meanwhile counts.
+func TestInboxOthers(t *testing.T) {
+	key := signer()
+	b := inbox{dir: t.TempDir()}
+	if err := os.WriteFile(filepath.Join(b.dir, "grants.json"), grants("r", 1, 7, key), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.deliver(policy.TypeGrants, grants("r", 1, 6, key)); !errors.Is(err, errOld) {
+		t.Error(err)
+	}
+	// What lies there and is no document is replaced; a planted link under the
+	// temporary name leads nowhere.
+	victim := filepath.Join(t.TempDir(), "victim")
+	if err := errors.Join(os.WriteFile(filepath.Join(b.dir, "grants.json"), []byte("x"), 0o644), os.Symlink(victim, filepath.Join(b.dir, ".grants.json.new"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.deliver(policy.TypeGrants, grants("r", 1, 6, key)); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(victim); !errors.Is(err, os.ErrNotExist) {
+		t.Error("written through a link")
+	}
+	if i := b.look()[policy.TypeGrants]; i.version != 6 {
+		t.Errorf("%+v", i)
+	}
+}
+
+func FuzzParseItem(f *testing.F) {
+	f.Add(grants("r", 1, 1, signer()))
+	f.Add([]byte("<html>"))
+	f.Add(policy.Envelope{Type: policy.TypeTrust}.Encode())
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		i, err := parseItem(raw)
+		if err == nil && (uplink.File(i.typ) == "" || i.version == 0 || i.realm == "" || len(raw) > policy.MaxEnvelope) {
+			t.Errorf("taken as %+v", i)
+		}
+	})
+}
+
+func TestIdentity(t *testing.T) {
+	dir := t.TempDir()
+	i, err := newIdentity("0a0b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.save(dir, pendingFile); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(filepath.Join(dir, pendingFile))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	got, err := loadIdentity(dir, pendingFile)
+	if err != nil || got.join != "0a0b" || got.leaf != nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := got.request(); err != nil {
+		t.Error(err)
+	}
+	if _, err := loadIdentity(dir, identityFile); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	for what, text := range map[string]string{"nothing": "", "no key": "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n", "text": "x"} {
+		if err := os.WriteFile(filepath.Join(dir, identityFile), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadIdentity(dir, identityFile); err == nil || errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func FuzzParseIdentity(f *testing.F) {
+	i, err := newIdentity("aa")
+	if err != nil {
+		f.Fatal(err)
+	}
+	text, err := i.encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Add([]byte("-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if i, err := parseIdentity(text); err == nil && i.key == nil {
+			t.Error("an identity without a key")
+		}
+	})
+}
+
+// Hosts that lost a server together come back apart, and one that was told
+// when to come does not come before.
+func TestBackOff(t *testing.T) {
+	seen := map[time.Duration]bool{}
+	for failures := range 40 {
+		most := min(longestBackOff, shortestBackOff<<min(failures, 10))
+		for range 50 {
+			d := backOff(failures, errors.New("x"))
+			if d < 0 || d >= most {
+				t.Fatalf("after %d failures %s", failures, d)
+			}
+			seen[d] = true
+		}
+	}
+	if len(seen) < 1000 {
+		t.Errorf("%d different times", len(seen))
+	}
+	for range 50 {
+		if d := backOff(0, fmt.Errorf("x: %w", sentAway(20))); d < 20*time.Second || d > 27*time.Second {
+			t.Errorf("sent away for 20 s, back after %s", d)
+		}
+	}
+	if d := backOff(9, errRenewed); d != 0 {
+		t.Error(d)
+	}
+	long := false
+	for range 50 {
+		long = long || backOff(0, &statusError{401, ""}) > longestBackOff
+	}
+	if !long {
+		t.Error("a control plane that says no is asked again within a minute, every time")
+	}
+}
+
+// What a control plane, or whatever answers in its place, says is read within
+// limits, and nothing of it is a crash.
+func TestHearRefuses(t *testing.T) {
+	f := New(Config{InboxDir: t.TempDir(), IdentityDir: t.TempDir(), Log: hclog.NewNullLogger()})
+	for what, text := range map[string]string{
+		"a portal":         "<html>",
+		"an unknown name":  `{"open":[22]}`,
+		"a year's absence": `{"backOff":31536000}`,
+		"too much":         `{"refused":"` + strings.Repeat("x", uplink.MaxDown) + `"}`,
+	} {
+		c := &conversation{Fetcher: f, file: identityFile, wake: make(chan struct{}, 1)}
+		if err := c.hear([]byte(text)); err == nil {
+			t.Errorf("%s was taken", what)
+		}
+		if f.isReached() {
+			t.Errorf("%s counts as a control plane", what)
+		}
+	}
+	c := &conversation{Fetcher: f, file: identityFile, wake: make(chan struct{}, 1)}
+	if err := c.hear([]byte(`{"backOff":5}`)); !errors.Is(err, sentAway(5)) || !f.isReached() {
+		t.Error(err)
+	}
+}
+
+// A proxy that says no, talks too early or never ends what it says is an
+// error in good time.
+func TestConnectRefuses(t *testing.T) {
+	for what, answer := range map[string]string{
+		"no":              "HTTP/1.1 403 Forbidden\r\n\r\n",
+		"no HTTP":         "SSH-2.0-OpenSSH\r\n",
+		"talks early":     "HTTP/1.1 200 OK\r\n\r\nhello",
+		"endless headers": "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 128<<10),
+		"nothing":         "",
+	} {
+		ours, theirs := net.Pipe()
+		go func() {
+			http.ReadRequest(bufio.NewReader(theirs))
+			io.WriteString(theirs, answer)
+			theirs.Close()
+		}()
+		if err := connect(t.Context(), ours, "control.example:443", nil); err == nil {
+			t.Errorf("%s: a tunnel", what)
+		}
+		ours.Close()
+	}
+}
+
+// A redirect is not followed: the control plane makes none.
+func TestNoRedirect(t *testing.T) {
+	var away bool
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { away = true }))
+	defer other.Close()
+	s := httptest.NewTLSServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
+	defer s.Close()
+	tr, err := newTransport(s.URL, "", s.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.close()
+	if _, err := tr.call(t.Context(), http.MethodPost, uplink.PathEnroll, []byte("secret"), 100); !isStatus(err, http.StatusTemporaryRedirect) || away {
+		t.Errorf("%v, %v", err, away)
+	}
+}
+
+func TestCheckURL(t *testing.T) {
+	for in, want := range map[string]string{"https://a": "https://a", "https://a:8443/": "https://a:8443", "http://a": "", "a": "", "https://": "", "https://a/x": "", "https://u@a": "", "https://a?x": ""} {
+		got, err := CheckURL(in)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v", in, got, err)
+		}
+	}
+}
