@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestParseSettings(t *testing.T) {
@@ -37,6 +38,48 @@ func TestDefaults(t *testing.T) {
 	}
 	if got := formatPorts(s.Guard); s.Mode != Observe || !slices.Equal(got, []string{"22/tcp", "22/udp"}) || s.InboxDir != defaultInboxDir {
 		t.Errorf("%+v", s)
+	}
+}
+
+func TestControlSettings(t *testing.T) {
+	s, err := ParseSettings([]byte("host_id = \"a\"\n[control]\nurl = \"https://control.example.net:8443/\"\n"))
+	if err != nil || s.Control.URL != "https://control.example.net:8443" || s.Control.IdentityDir != defaultIdentityDir || s.Control.PollInterval != time.Minute || s.Control.CA != "" {
+		t.Errorf("%+v, %v", s.Control, err)
+	}
+	s, err = ParseSettings([]byte(`host_id = "a"
+[control]
+ca = "/etc/ca.pem"
+identity_dir = "/i"
+proxy = "http://user:pass@proxy:3128"
+fallback = ["https://bucket.example/web1", "/mnt/share/web1"]
+poll_interval = "5s"
+`))
+	if err != nil || s.Control.URL != "" || s.Control.CA != "/etc/ca.pem" || s.Control.IdentityDir != "/i" || s.Control.Proxy != "http://user:pass@proxy:3128" || len(s.Control.Fallback) != 2 || s.Control.PollInterval != 5*time.Second {
+		t.Errorf("%+v, %v", s.Control, err)
+	}
+	if s, err := ParseSettings([]byte(`host_id = "a"`)); err != nil || s.Control != nil {
+		t.Errorf("%+v, %v", s.Control, err)
+	}
+	for line, want := range map[string]string{
+		"":                                             "neither url nor fallback",
+		`url = "http://a"`:                             "is not https://",
+		`url = "https://a/path"`:                       "is not https://",
+		`url = "https://u:p@a"`:                        "is not https://",
+		`url = 5`:                                      "3: ",
+		`urls = "https://a"`:                           `unknown key "control.urls"`,
+		`fallback = ["bucket"]`:                        "fallback[0]",
+		`fallback = ["ftp://a"]`:                       "fallback[0]",
+		"fallback = [\"/a\"]\nca=\"x\"":                "ca \"x\" is not an absolute path",
+		"fallback = [\"/a\"]\nidentity_dir=\"\"":       "identity_dir",
+		"fallback = [\"/a\"]\npoll_interval=\"1s\"":    "poll_interval",
+		"fallback = [\"/a\"]\npoll_interval=\"often\"": "poll_interval",
+		"fallback = [\"/a\"]\nproxy=\"socks5://user:secret@a\"":                       "proxy is not http://",
+		"fallback = [\"/1\",\"/2\",\"/3\",\"/4\",\"/5\",\"/6\",\"/7\",\"/8\",\"/9\"]": "9 entries",
+	} {
+		_, err := ParseSettings([]byte("host_id = \"a\"\n[control]\n" + line))
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: got %v, want %s", line, err, want)
+		}
 	}
 }
 
