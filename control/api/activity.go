@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -101,13 +102,17 @@ func listActivity(c *call) error {
 // more is cut off.
 const patience = 20 * time.Second
 
-// extend gives the next write of a stream its time.
+// extend gives the next write of a stream its time. The server's own limits
+// are for calls that are soon over: its ReadTimeout would end the stream too,
+// since the server goes on reading to see whether the client is still there.
 func (c *call) extend() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
-	// Not every writer has a deadline: that of a test, or of a batch.
-	_ = http.NewResponseController(c.w).SetWriteDeadline(deadline)
+	w := http.NewResponseController(c.w)
+	if err := errors.Join(w.SetReadDeadline(time.Time{}), w.SetWriteDeadline(deadline)); err != nil {
+		c.api.Log.Error("a stream keeps the limits of a short call", "call", c.id, "error", err)
+	}
 }
 
 var activityColumns = []string{"seq", "time", "event", "operation", "status", "actor", "principal", "address", "scope", "virtualMachine",
@@ -178,13 +183,8 @@ func (c *call) activityCSV(f control.ActivityFilter) error {
 	}
 }
 
-const (
-	// heartbeat is how often a silent stream shows that it lives, so that no
-	// proxy ends it, and how often its token is looked at again.
-	heartbeat = 15 * time.Second
-	// retry is how long a client waits before it comes again, in milliseconds.
-	retry = 2000
-)
+// retry is how long a client waits before it comes again, in milliseconds.
+const retry = 2000
 
 // followActivity sends lines of the log as they come. The id of each is its
 // Seq, from which a client that was cut off goes on.
@@ -259,7 +259,7 @@ func (s *stream) line(a control.Activity) error {
 // beat keeps the stream alive until the client is gone or its token is no
 // good any more.
 func (s *stream) beat(ctx context.Context) {
-	ticks := time.NewTicker(heartbeat)
+	ticks := time.NewTicker(s.c.api.heartbeat)
 	defer ticks.Stop()
 	for {
 		select {

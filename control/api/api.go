@@ -8,6 +8,7 @@
 package api
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -54,6 +55,9 @@ type API struct {
 	document []byte // openapi.json
 	metrics  metrics
 	scrape   http.Handler
+	// heartbeat is how often a silent stream shows that it lives, so that no
+	// proxy ends it, and how often its token is looked at again.
+	heartbeat time.Duration
 }
 
 // New makes an API.
@@ -71,7 +75,7 @@ func New(c Config) (*API, error) {
 		}
 		c.PublicURL = strings.TrimRight(c.PublicURL, "/")
 	}
-	a := &API{Config: c, table: table()}
+	a := &API{Config: c, table: table(), heartbeat: 15 * time.Second}
 	a.routes = newRoutes(a.table)
 	a.document = openAPI(a.table)
 	var err error
@@ -87,6 +91,7 @@ const (
 	ReadHeaderTimeout = 10 * time.Second
 	ReadTimeout       = 30 * time.Second // of the whole call, body included
 	WriteTimeout      = 60 * time.Second // streams move it on as they write
+	CallTimeout       = 50 * time.Second // for the answer: a 503 comes out before WriteTimeout cuts the connection
 	IdleTimeout       = 2 * time.Minute
 	MaxHeaderBytes    = 32 << 10
 )
@@ -131,7 +136,11 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	aw := &answerWriter{ResponseWriter: w}
 	c := &call{api: a, w: aw, r: r, id: newID(), address: clientAddress(r, a.TrustedProxies)}
 	c.headers()
-	timer := prometheus.NewTimer(prometheus.ObserverFunc(func(s float64) { a.metrics.observe(c, aw.status, s) }))
+	timer := prometheus.NewTimer(prometheus.ObserverFunc(func(s float64) {
+		a.metrics.observe(c, aw.status, s)
+		a.Log.Debug("call", "call", c.id, "method", r.Method, "route", c.name(), "status", aw.status, "code", aw.Header().Get("x-ms-error-code"),
+			"caller", c.caller.ID, "address", c.address, "seconds", s)
+	}))
 	defer timer.ObserveDuration()
 	defer func() {
 		switch p := recover(); {
@@ -156,8 +165,6 @@ func (c *call) fail(err error) {
 	r, ours := refusalOf(err)
 	if ours {
 		c.api.Log.Error("a call failed", "call", c.id, "route", c.name(), "error", err)
-	} else {
-		c.api.Log.Debug("a call was refused", "call", c.id, "route", c.name(), "status", r.status, "code", r.code)
 	}
 	c.api.metrics.refused(r)
 	c.refuse(r)
@@ -211,6 +218,11 @@ func (c *call) serve() error {
 		return refuse(http.StatusNotFound, "InvalidResourceType", "Nothing is at this path. What there is stands in /openapi.json.")
 	}
 	c.route, c.params = route, params
+	if !route.long {
+		var cancel context.CancelFunc
+		c.ctx, cancel = context.WithTimeout(c.ctx, CallTimeout)
+		defer cancel()
+	}
 	if c.query, err = url.ParseQuery(c.r.URL.RawQuery); err != nil {
 		return invalid("InvalidQueryParameter", "The query cannot be read.")
 	}

@@ -16,7 +16,7 @@ const (
 	maxKey = 128
 	// claimTime is how long a call with an idempotency key may take before it
 	// counts as lost, so that the key can be used again: longer than any call.
-	claimTime = 2 * WriteTimeout
+	claimTime = 2 * CallTimeout
 	// claimLook is how often a second call with the key looks whether the
 	// first has been answered, and claimWait is for how long.
 	claimLook = 50 * time.Millisecond

@@ -26,6 +26,7 @@ type route struct {
 	once    bool // takes an Idempotency-Key
 	secret  bool // answers with a secret
 	stream  bool // goes on until somebody ends it
+	long    bool // may take as long as it writes
 	match   bool // takes If-Match
 }
 
@@ -61,6 +62,7 @@ func (r *route) ofAny() *route      { r.version = false; return r }
 func (r *route) forAll() *route     { r.public = true; return r }
 func (r *route) withSecret() *route { r.secret = true; return r }
 func (r *route) matching() *route   { r.match = true; return r }
+func (r *route) takingLong() *route { r.long = true; return r }
 func (r *route) bodyless() *route   { r.mayLack = true; return r }
 func (r *route) or(a answer) *route { r.answers = append(r.answers, a); return r }
 
@@ -124,7 +126,7 @@ func table() []*route {
 		get("/api/v1/activity", "ListActivity", "The activity log, newest first", listActivity, list[control.Activity]{},
 			queryScope, query{"event", "string", "Only this event: request.initiated."}, query{"actor", "string", "Only by this person."},
 			query{"from", "string", "This time and later."}, query{"to", "string", "Before this time."}, query{"order", "string", "newest or oldest first."},
-			query{"format", "string", "json or csv; csv is everything, without pages."}, queryTop, queryAfter).or(answer{status: http.StatusOK, media: "text/csv"}),
+			query{"format", "string", "json or csv; csv is everything, without pages."}, queryTop, queryAfter).or(answer{status: http.StatusOK, media: "text/csv"}).takingLong(),
 		get("/api/v1/activity/stream", "FollowActivity", "The activity log as it grows, as server-sent events", followActivity, nil,
 			queryScope, query{"event", "string", "Only this event."}, query{"actor", "string", "Only by this person."}, query{"after", "string", "The seq to go on from; Last-Event-ID goes before it."}).streams(),
 
@@ -160,6 +162,6 @@ func table() []*route {
 }
 
 func (r *route) streams() *route {
-	r.stream, r.answers = true, []answer{{status: http.StatusOK, media: "text/event-stream"}}
+	r.stream, r.long, r.answers = true, true, []answer{{status: http.StatusOK, media: "text/event-stream"}}
 	return r
 }

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -577,6 +578,101 @@ func TestActivityStream(t *testing.T) {
 	}
 	s.as(s.person("nobody", "", ""), "GET", "/api/v1/activity/stream", "").refused(t, 403, "AuthorizationFailed")
 	s.unchecked(s.owner, "GET", "/api/v1/activity/stream", "", "Last-Event-ID", "x").refused(t, 400, "InvalidQueryParameter")
+}
+
+// A stream outlives the limits of short calls, shows that it lives, and ends
+// with the token it was asked for by.
+func TestStreamLife(t *testing.T) {
+	s := newServer(t, options{})
+	s.api.heartbeat = 100 * time.Millisecond
+	s.http.Config.ReadTimeout, s.http.Config.WriteTimeout = 300*time.Millisecond, 300*time.Millisecond
+	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		t.Run(protocol, func(t *testing.T) {
+			token := s.person("ann", "Reader", control.Everywhere)
+			r, err := http.NewRequestWithContext(t.Context(), "GET", s.http.URL+"/api/v1/activity/stream", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set("Authorization", "Bearer "+token)
+			transport := &http.Transport{TLSClientConfig: s.roots(), ForceAttemptHTTP2: protocol == "HTTP/2.0"}
+			defer transport.CloseIdleConnections()
+			w, err := transport.RoundTrip(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Body.Close()
+			if w.Proto != protocol {
+				t.Fatalf("%s", w.Proto)
+			}
+			lines := bufio.NewScanner(w.Body)
+			for beats := 0; beats < 10; { // three times the limits
+				if !lines.Scan() {
+					t.Fatalf("ended after %d heartbeats: %v", beats, lines.Err())
+				}
+				if lines.Text() == ": alive" {
+					beats++
+				}
+			}
+			err = s.store.Update(t.Context(), func(tx control.Tx) error {
+				held, err := tx.Token(control.HashToken(token))
+				if err != nil {
+					return err
+				}
+				held.Revoked = true
+				return tx.PutToken(held)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for lines.Scan() {
+			}
+			if err := lines.Err(); err != nil {
+				t.Errorf("it did not end well: %v", err)
+			}
+		})
+	}
+}
+
+// cut is a store that fails once so many pages were read.
+type cut struct {
+	control.Store
+	views atomic.Int32
+}
+
+func (c *cut) View(ctx context.Context, f func(control.Tx) error) error {
+	if c.views.Add(-1) == 0 {
+		return io.ErrClosedPipe
+	}
+	return c.Store.View(ctx, f)
+}
+
+// Half of a download is not taken for all of it.
+func TestActivityCSVCut(t *testing.T) {
+	var store *cut
+	s := newServer(t, options{store: func(real control.Store) control.Store {
+		store = &cut{Store: real}
+		return store
+	}})
+	if err := s.store.Update(t.Context(), func(tx control.Tx) error {
+		return tx.AppendActivity(make([]control.Activity, maxPage+10)...)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	store.views.Store(3) // the token, the first page, the second
+	r, err := http.NewRequestWithContext(t.Context(), "GET", s.http.URL+"/api/v1/activity?format=csv", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+s.owner)
+	w, err := s.http.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Body.Close()
+	b, err := io.ReadAll(w.Body)
+	if w.StatusCode != 200 || err == nil {
+		t.Errorf("%d, %d bytes, %v", w.StatusCode, len(b), err)
+	}
 }
 
 func TestTrust(t *testing.T) {
