@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -67,6 +68,25 @@ func (c *clock) forward(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
+// logged is what the server wrote into its log.
+type logged struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logged) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+// String is all of it.
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // server is the real thing on a real port: TLS, SQLite, identities, engine.
 type server struct {
 	t        testing.TB
@@ -77,7 +97,7 @@ type server struct {
 	api      *API
 	http     *httptest.Server
 	owner    string // token of the Owner of everything
-	log      *bytes.Buffer
+	log      *logged
 	policies crypto.Signer
 	client   *http.Client // checks all that goes in and out against openapi.json
 	checks   *checks
@@ -88,22 +108,32 @@ type options struct {
 	config   func(*Config)
 	identity func(*identity.Config)
 	store    func(control.Store) control.Store
+	engine   func(*control.Config)
+	serve    func(*API, *http.Server)
+	now      time.Time
 	unsigned bool // no policy key on the server
 }
 
 func newServer(t testing.TB, o options) *server {
 	t.Helper()
-	s := &server{t: t, clock: &clock{now: time.Now().UTC().Truncate(time.Second)}, store: storetest.SQLite(t), log: &bytes.Buffer{}}
+	if o.now.IsZero() {
+		o.now = time.Now().UTC().Truncate(time.Second)
+	}
+	s := &server{t: t, clock: &clock{now: o.now}, store: storetest.SQLite(t), log: &logged{}}
 	if o.store != nil {
 		s.store = o.store(s.store)
 	}
-	log := hclog.New(&hclog.LoggerOptions{Output: s.log, Level: hclog.Warn, Mutex: &sync.Mutex{}})
+	log := hclog.New(&hclog.LoggerOptions{Output: s.log, Level: hclog.Debug})
 	realm := s.realm()
 	s.policies = realm.Policy
 	if o.unsigned {
 		realm.Policy = nil
 	}
-	s.engine = control.New(control.Config{Store: s.store, Realm: realm, Now: s.clock.Now, Log: log})
+	ec := control.Config{Store: s.store, Realm: realm, Now: s.clock.Now, Log: log}
+	if o.engine != nil {
+		o.engine(&ec)
+	}
+	s.engine = control.New(ec)
 	ic := identity.Config{Store: s.store, Rate: 10000, Burst: 10000, Now: s.clock.Now}
 	if o.identity != nil {
 		o.identity(&ic)
@@ -127,9 +157,17 @@ func newServer(t testing.TB, o options) *server {
 	s.http = httptest.NewUnstartedServer(s.api)
 	s.http.Config = Server(s.api)
 	s.http.Config.ErrorLog = log.StandardLogger(nil)
+	if o.serve != nil {
+		o.serve(s.api, s.http.Config)
+	}
 	s.http.EnableHTTP2 = true
 	s.http.StartTLS()
-	t.Cleanup(s.http.Close)
+	t.Cleanup(func() {
+		s.http.Close()
+		if strings.Contains(s.log.String(), s.owner) {
+			t.Error("a token is in the log")
+		}
+	})
 	s.checks = newChecks(t, s.http.URL, s.api.document, s.http.Client().Transport)
 	s.client = &http.Client{Transport: s.checks}
 	return s
@@ -386,4 +424,11 @@ func (c *checks) note(id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.seen[id] = true
+}
+
+// all are the operations seen so far.
+func (c *checks) all() map[string]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.seen)
 }

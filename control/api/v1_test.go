@@ -583,9 +583,10 @@ func TestActivityStream(t *testing.T) {
 // A stream outlives the limits of short calls, shows that it lives, and ends
 // with the token it was asked for by.
 func TestStreamLife(t *testing.T) {
-	s := newServer(t, options{})
-	s.api.heartbeat = 100 * time.Millisecond
-	s.http.Config.ReadTimeout, s.http.Config.WriteTimeout = 300*time.Millisecond, 300*time.Millisecond
+	s := newServer(t, options{serve: func(a *API, h *http.Server) {
+		a.heartbeat = 100 * time.Millisecond
+		h.ReadTimeout, h.WriteTimeout = 300*time.Millisecond, 300*time.Millisecond
+	}})
 	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
 		t.Run(protocol, func(t *testing.T) {
 			token := s.person("ann", "Reader", control.Everywhere)
