@@ -244,7 +244,7 @@ func randomLife(t *testing.T, r *rand.Rand, steps int, counts map[string]int) {
 				for vm, rules := range next.rules {
 					for n := range rules {
 						_, taken := q.rules[vm][n]
-						ok = ok && (other == name || !taken || same(o.policies[name], vm, rules))
+						ok = ok && (other == name || !taken || unchanged(o.policies[name], vm, rules))
 					}
 				}
 			}
@@ -430,9 +430,9 @@ func randomLife(t *testing.T, r *rand.Rand, steps int, counts map[string]int) {
 	}
 }
 
-// same reports whether a machine's entry stays as it is, which asks nothing of
+// unchanged reports whether a machine's entry stays as it is, which asks nothing of
 // other policies.
-func same(q *oraclePolicy, vm string, rules map[uint16]oracleRule) bool {
+func unchanged(q *oraclePolicy, vm string, rules map[uint16]oracleRule) bool {
 	return q != nil && maps.EqualFunc(q.rules[vm], rules, func(a, b oracleRule) bool {
 		return a.longest == b.longest && slices.Equal(a.sources, b.sources)
 	})
