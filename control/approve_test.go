@@ -14,7 +14,7 @@ func approved(t *testing.T, k int, expires string) *plane {
 	t.Helper()
 	p := newPlane(t)
 	_, err := p.PutPolicy(t.Context(), owner, policyID("default"), control.PolicyInput{
-		VMs:      []control.PolicyVM{guarded("vm1", rule(22, "PT3H"), rule(23, "PT3H")), guarded("vm2", rule(22, "PT3H"))},
+		VMs:      []control.PolicyVM{machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")), machine("vm2", rule(22, "PT3H"))},
 		Approval: &control.Approval{Approvers: k, Role: "SecurityAdmin", Justification: true, Expires: expires}})
 	if err != nil {
 		t.Fatal(err)
@@ -38,10 +38,10 @@ func TestApproval(t *testing.T) {
 		return err
 	})
 	in := control.InitiateInput{VMs: []control.InitiateVM{
-		{ID: vmID("vm1").String(), Ports: []control.InitiatePort{{Number: 22, Duration: "PT3H"}, {Number: 23, End: dawn.Add(2 * time.Hour)}}}, wants("vm2", 22, "", "PT30M").VMs[0]}}
+		{ID: vmID("vm1").String(), Ports: []control.InitiatePort{{Number: 22, Duration: "PT3H"}, {Number: 23, End: noon.Add(2 * time.Hour)}}}, wants("vm2", 22, "", "PT30M").VMs[0]}}
 	r := p.initiate(alice, because(in))
 	equal(t, "status", r.VMs[0].Ports[0].Status, control.Pending)
-	equal(t, "waits until", r.Approval.Until.Sub(dawn), time.Hour)
+	equal(t, "waits until", r.Approval.Until.Sub(noon), time.Hour)
 	equal(t, "open", p.openAt("vm1", 0), "[]")
 	if again := p.initiate(alice, because(in)); again.ID != r.ID {
 		t.Error("sent again, it waits twice")
@@ -145,7 +145,7 @@ func TestPendingRequestsEnd(t *testing.T) {
 		{"nobody answered", wants("vm1", 22, "", "PT3H"), "PT5M", 5 * time.Minute},
 		{"nobody answered for an hour", wants("vm1", 22, "", "PT3H"), "", time.Hour},
 		{"its end is past, and so all of it", control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: []control.InitiatePort{
-			{Number: 22, End: dawn.Add(2 * time.Minute)}, {Number: 23, Duration: "PT3H"}}}}}, "PT5M", 2 * time.Minute},
+			{Number: 22, End: noon.Add(2 * time.Minute)}, {Number: 23, Duration: "PT3H"}}}}}, "PT5M", 2 * time.Minute},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := approved(t, 1, c.expires)

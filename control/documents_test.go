@@ -67,7 +67,7 @@ func (p *plane) accept(c control.Caller, envelope []byte) func() error {
 func TestPeopleSignPolicies(t *testing.T) {
 	p := newPlane(t, byPeople(t, 2, false, "ann", "ben", "cora"))
 	h := host{vm: vmID("vm1")}
-	put := p.put("default", guarded("vm1", rule(22, "PT3H")))
+	put := p.put("default", machine("vm1", rule(22, "PT3H")))
 	equal(t, "state", put.State, control.Updating)
 	equal(t, "read", p.get().State, control.Updating)
 	docs, err := p.Documents(t.Context(), vmID("vm1"))
@@ -116,9 +116,9 @@ func TestPeopleSignPolicies(t *testing.T) {
 
 	// An edit while an edit waits: the earlier one can be signed no more, and
 	// its version, which somebody may have delivered by hand, is not used again.
-	p.put("default", guarded("vm1", rule(22, "PT2H")))
+	p.put("default", machine("vm1", rule(22, "PT2H")))
 	second := p.pending()
-	p.put("default", guarded("vm1", rule(22, "PT1H")))
+	p.put("default", machine("vm1", rule(22, "PT1H")))
 	third := p.pending()
 	equal(t, "versions", fmt.Sprint(second.Version, third.Version), "2 3")
 	p.refused(control.Conflict, "PolicyChanged", "version 3", p.accept(signer, signed(t, second, "ann", "ben")))
@@ -131,7 +131,7 @@ func TestPeopleSignPolicies(t *testing.T) {
 	equal(t, "in force", fmt.Sprint(h.policy.Version, h.policy.Ports[0].MaxRequestAccessDuration), "3 1h0m0s")
 
 	// One that ended before it was signed.
-	p.put("default", guarded("vm1", rule(22, "PT2H")))
+	p.put("default", machine("vm1", rule(22, "PT2H")))
 	late := p.pending()
 	p.pass(366 * 24 * time.Hour)
 	p.refused(control.Conflict, "PolicyChanged", "ended at", p.accept(signer, signed(t, late, "ann", "ben")))
@@ -149,7 +149,7 @@ func TestPeopleSignPolicies(t *testing.T) {
 // The server's own key may be one of several.
 func TestServersKeyIsOneOfTwo(t *testing.T) {
 	p := newPlane(t, byPeople(t, 2, true, "policy", "ann"))
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	w := p.pending()
 	if w.Partial == nil {
 		t.Fatal("the server did not sign")
@@ -182,7 +182,7 @@ func TestSlowSigner(t *testing.T) {
 		disturb()
 		return nil
 	}))
-	p.put("default", guarded("vm1", rule(22, "PT3H"), rule(23, "PT3H")), guarded("vm2", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")), machine("vm2", rule(22, "PT3H")))
 	equal(t, "signatures", signatures.Load(), 4)
 	// Others write while it signs: something else, and the same machine once.
 	fast := control.New(control.Config{Store: p.store, Realm: realmOf(t), Now: p.clock, Log: p.Log})
@@ -242,7 +242,7 @@ func TestSignerFails(t *testing.T) {
 		return fails
 	}))
 	defer close(hang)
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	p.initiate(owner, wants("vm1", 22, "192.0.2.1", "PT1H"))
 	fails = failing
 	for name, try := range map[string]func() error{
@@ -285,7 +285,7 @@ func TestUntrustedKeyPublishesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPlane(t, c)
 			before := p.digest()
-			_, err := p.PutPolicy(t.Context(), owner, policyID("default"), control.PolicyInput{VMs: []control.PolicyVM{guarded("vm1", rule(22, "PT3H"))}})
+			_, err := p.PutPolicy(t.Context(), owner, policyID("default"), control.PolicyInput{VMs: []control.PolicyVM{machine("vm1", rule(22, "PT3H"))}})
 			if err == nil || control.AsError(err) != nil || !strings.Contains(err.Error(), "agents would refuse") {
 				t.Errorf("published: %v", err)
 			}

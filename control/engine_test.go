@@ -21,8 +21,8 @@ import (
 	"github.com/jitgate/jitgate/policy"
 )
 
-// dawn is when tests begin: with a fraction, as real clocks have.
-var dawn = time.Date(2026, 11, 22, 12, 0, 0, 489_205_700, time.UTC)
+// noon is when tests begin: with a fraction, as real clocks have.
+var noon = time.Date(2026, 11, 22, 12, 0, 0, 489_205_700, time.UTC)
 
 const group = "/subscriptions/20ff7fc3-e762-44dd-bd96-b71116dcdc23/resourceGroups/myRg1"
 
@@ -49,7 +49,7 @@ func key(name string) ed25519.PrivateKey {
 // trustOf is a trust document: keys by role, and how many have to sign policies.
 func trustOf(t testing.TB, policyThreshold int, keys map[policy.Role][]ed25519.PrivateKey) (policy.Trust, []byte) {
 	t.Helper()
-	doc := policy.Trust{Header: policy.Header{Realm: "acme", Version: 1, Issued: dawn.Truncate(time.Second), Expires: dawn.Truncate(time.Second).AddDate(3, 0, 0)}}
+	doc := policy.Trust{Header: policy.Header{Realm: "acme", Version: 1, Issued: noon.Truncate(time.Second), Expires: noon.Truncate(time.Second).AddDate(3, 0, 0)}}
 	for _, name := range []policy.Role{policy.RoleRoot, policy.RolePolicy, policy.RoleGrant} {
 		role := policy.RoleKeys{Name: name, Threshold: 1}
 		if name == policy.RolePolicy {
@@ -99,7 +99,7 @@ type plane struct {
 // newPlane makes a plane. change may alter its configuration.
 func newPlane(t testing.TB, change ...func(*control.Config)) *plane {
 	t.Helper()
-	p := &plane{t: t, now: dawn}
+	p := &plane{t: t, now: noon}
 	c := control.Config{Store: storetest.SQLite(t), Realm: realmOf(t), Now: p.clock, Log: hclog.NewNullLogger()}
 	for _, f := range change {
 		f(&c)
@@ -151,8 +151,8 @@ func rule(number uint16, longest string) control.PortRule {
 	return control.PortRule{Number: number, Protocol: policy.TCP, Prefixes: control.Prefixes{One: "*"}, MaxDuration: longest}
 }
 
-// guarded is the entry of a machine.
-func guarded(name string, rules ...control.PortRule) control.PolicyVM {
+// machine is the entry of a machine.
+func machine(name string, rules ...control.PortRule) control.PolicyVM {
 	return control.PolicyVM{ID: vmID(name), Ports: rules}
 }
 

@@ -20,7 +20,7 @@ func TestPolicyFromPutToDelete(t *testing.T) {
 	})
 
 	wide := control.PortRule{Number: 3389, Protocol: policy.Both, Prefixes: control.Prefixes{Many: []string{"198.51.100.0/24", "192.0.2.10", "2001:db8::/48"}}, MaxDuration: "P1D"}
-	put := p.put("default", guarded("vm1", rule(22, "PT3H"), wide), guarded("vm2", rule(22, "PT1H")))
+	put := p.put("default", machine("vm1", rule(22, "PT3H"), wide), machine("vm2", rule(22, "PT1H")))
 	equal(t, "state", put.State, control.Succeeded)
 	equal(t, "kind", put.Kind, "Basic")
 	equal(t, "revision", put.Revision, 1)
@@ -52,7 +52,7 @@ func TestPolicyFromPutToDelete(t *testing.T) {
 	p.pass(time.Minute)
 	odd := policyID("DEFAULT")
 	odd.Group = "MYRG1"
-	put, err := p.PutPolicy(ctx, as("bob", "Owner"), odd, control.PolicyInput{Kind: "Basic", VMs: []control.PolicyVM{guarded("vm1", rule(22, "PT3H")), guarded("vm2", rule(22, "PT1H"))}})
+	put, err := p.PutPolicy(ctx, as("bob", "Owner"), odd, control.PolicyInput{Kind: "Basic", VMs: []control.PolicyVM{machine("vm1", rule(22, "PT3H")), machine("vm2", rule(22, "PT1H"))}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,13 +69,13 @@ func TestPolicyFromPutToDelete(t *testing.T) {
 
 	// The same again is no edit.
 	before := p.digest()
-	if again := p.put("default", guarded("vm1", rule(22, "PT3H")), guarded("vm2", rule(22, "PT1H"))); again.Revision != 2 {
+	if again := p.put("default", machine("vm1", rule(22, "PT3H")), machine("vm2", rule(22, "PT1H"))); again.Revision != 2 {
 		t.Errorf("revision %d after the same input", again.Revision)
 	}
 	equal(t, "same input", p.digest() == before, true)
 
 	// A machine left out is guarded no longer.
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	second.deliver(p, p.clock())
 	equal(t, "guarded", len(second.policy.Ports), 0)
 	equal(t, "grants of a later policy", second.grants.PolicyVersion, 2)
@@ -98,11 +98,11 @@ func TestPolicyFromPutToDelete(t *testing.T) {
 // port stays as it was.
 func TestPolicyInputRefused(t *testing.T) {
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	with := func(change func(*control.PortRule)) control.PolicyInput {
 		r := rule(22, "PT3H")
 		change(&r)
-		return control.PolicyInput{VMs: []control.PolicyVM{guarded("vm1", r)}}
+		return control.PolicyInput{VMs: []control.PolicyVM{machine("vm1", r)}}
 	}
 	source := func(many ...string) control.PolicyInput {
 		return with(func(r *control.PortRule) { r.Prefixes = control.Prefixes{Many: many} })
@@ -123,7 +123,7 @@ func TestPolicyInputRefused(t *testing.T) {
 		return out
 	}
 	approval := func(a control.Approval) control.PolicyInput {
-		return control.PolicyInput{VMs: []control.PolicyVM{guarded("vm1", rule(22, "PT3H"))}, Approval: &a}
+		return control.PolicyInput{VMs: []control.PolicyVM{machine("vm1", rule(22, "PT3H"))}, Approval: &a}
 	}
 	for _, c := range []struct {
 		name  string
@@ -147,13 +147,13 @@ func TestPolicyInputRefused(t *testing.T) {
 		{"too short", lasting("PT4M59S"), "outside PT5M to P1D"},
 		{"too long", lasting("P1DT1S"), "outside PT5M to P1D"},
 		{"sessions", with(func(r *control.PortRule) { r.Sessions = "kill" }), "is not keep or cut"},
-		{"port twice", control.PolicyInput{VMs: []control.PolicyVM{guarded("vm1", rule(22, "PT1H"), rule(22, "PT1H"))}}, "port 22 is there twice"},
-		{"machine twice", control.PolicyInput{VMs: []control.PolicyVM{guarded("vm1", rule(22, "PT1H")), guarded("VM1", rule(23, "PT1H"))}}, "is there twice"},
+		{"port twice", control.PolicyInput{VMs: []control.PolicyVM{machine("vm1", rule(22, "PT1H"), rule(22, "PT1H"))}}, "port 22 is there twice"},
+		{"machine twice", control.PolicyInput{VMs: []control.PolicyVM{machine("vm1", rule(22, "PT1H")), machine("VM1", rule(23, "PT1H"))}}, "is there twice"},
 		{"no machine's id", control.PolicyInput{VMs: []control.PolicyVM{{Ports: rules(1)}}}, "has no id"},
-		{"no port", control.PolicyInput{VMs: []control.PolicyVM{guarded("vm1")}}, "no port"},
-		{"257 ports", control.PolicyInput{VMs: []control.PolicyVM{guarded("vm1", rules(257)...)}}, "257 ports"},
+		{"no port", control.PolicyInput{VMs: []control.PolicyVM{machine("vm1")}}, "no port"},
+		{"257 ports", control.PolicyInput{VMs: []control.PolicyVM{machine("vm1", rules(257)...)}}, "257 ports"},
 		{"1001 machines", control.PolicyInput{VMs: make([]control.PolicyVM, 1001)}, "1001 machines"},
-		{"long names", control.PolicyInput{VMs: []control.PolicyVM{guarded(strings.Repeat("v", 50), rule(22, "PT1H"))}}, "57 characters together, the limit is 56"},
+		{"long names", control.PolicyInput{VMs: []control.PolicyVM{machine(strings.Repeat("v", 50), rule(22, "PT1H"))}}, "57 characters together, the limit is 56"},
 		{"public address", control.PolicyInput{VMs: []control.PolicyVM{{ID: vmID("vm1"), Ports: rules(1), PublicIPAddress: "example.com"}}}, "is not an address"},
 		{"kind", control.PolicyInput{Kind: strings.Repeat("k", 65)}, "65 bytes"},
 		{"no approver", approval(control.Approval{Role: "Owner"}), "outside 1 to 10"},
@@ -185,7 +185,7 @@ func TestPolicyInputAtTheLimits(t *testing.T) {
 	for i := range policy.MaxPorts {
 		rules = append(rules, rule(uint16(65535-i), "PT5M"))
 	}
-	p.put("default", guarded(strings.Repeat("v", 49), rules...))
+	p.put("default", machine(strings.Repeat("v", 49), rules...))
 	h := host{vm: vmID(strings.Repeat("v", 49))}
 	h.deliver(p, p.clock())
 	equal(t, "guarded", len(h.policy.Ports), policy.MaxPorts)
@@ -198,15 +198,15 @@ func TestPolicyInputAtTheLimits(t *testing.T) {
 func TestPolicyConflicts(t *testing.T) {
 	p := newPlane(t)
 	ctx := t.Context()
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	put := func(name string, in control.PolicyInput) func() error {
 		return func() error {
 			_, err := p.PutPolicy(ctx, owner, policyID(name), in)
 			return err
 		}
 	}
-	one := []control.PolicyVM{guarded("vm1", rule(23, "PT1H"))}
-	p.refused(control.Conflict, "PortInAnotherPolicy", "Port 22", put("other", control.PolicyInput{VMs: []control.PolicyVM{guarded("VM1", rule(23, "PT1H"), rule(22, "PT1H"))}}))
+	one := []control.PolicyVM{machine("vm1", rule(23, "PT1H"))}
+	p.refused(control.Conflict, "PortInAnotherPolicy", "Port 22", put("other", control.PolicyInput{VMs: []control.PolicyVM{machine("VM1", rule(23, "PT1H"), rule(22, "PT1H"))}}))
 	p.refused(control.Precondition, "PreconditionFailed", "not there", put("other", control.PolicyInput{VMs: one, IfMatch: "*"}))
 	p.refused(control.Precondition, "PreconditionFailed", "not there", put("other", control.PolicyInput{VMs: one, IfMatch: "1"}))
 	p.refused(control.Precondition, "PreconditionFailed", "there already", put("default", control.PolicyInput{VMs: one, IfNoneMatch: true}))
@@ -224,7 +224,7 @@ func TestPolicyConflicts(t *testing.T) {
 	errs := make(chan error)
 	for i := range 2 {
 		go func() {
-			errs <- put("default", control.PolicyInput{IfMatch: "1", VMs: []control.PolicyVM{guarded("vm1", rule(uint16(100+i), "PT1H"))}})()
+			errs <- put("default", control.PolicyInput{IfMatch: "1", VMs: []control.PolicyVM{machine("vm1", rule(uint16(100+i), "PT1H"))}})()
 		}()
 	}
 	a, b := <-errs, <-errs
@@ -236,7 +236,7 @@ func TestPolicyConflicts(t *testing.T) {
 	for i := range policy.MaxPorts {
 		rules = append(rules, rule(uint16(1000+i), "PT1H"))
 	}
-	p.refused(control.Conflict, "TooManyPorts", "257 ports", put("default", control.PolicyInput{VMs: []control.PolicyVM{guarded("vm1", rules...)}}))
+	p.refused(control.Conflict, "TooManyPorts", "257 ports", put("default", control.PolicyInput{VMs: []control.PolicyVM{machine("vm1", rules...)}}))
 
 	classic, err := control.ParseVMID(group + "/providers/Microsoft.ClassicCompute/virtualMachines/old")
 	if err != nil {
@@ -246,7 +246,7 @@ func TestPolicyConflicts(t *testing.T) {
 	p.update(func(tx control.Tx) error {
 		return tx.PutVM(control.VM{ID: vmID("vm9"), Unsupported: "no agent runs there."})
 	})
-	p.refused(control.Conflict, "UnsupportedVirtualMachine", "not supported: no agent runs there.", put("other", control.PolicyInput{VMs: []control.PolicyVM{guarded("vm9", rules[0])}}))
+	p.refused(control.Conflict, "UnsupportedVirtualMachine", "not supported: no agent runs there.", put("other", control.PolicyInput{VMs: []control.PolicyVM{machine("vm9", rules[0])}}))
 
 	off := func(s control.Scope, enabled bool) {
 		p.update(func(tx control.Tx) error {
@@ -255,7 +255,7 @@ func TestPolicyConflicts(t *testing.T) {
 	}
 	off(control.SubscriptionScope(vmID("x").Subscription), false)
 	p.refused(control.Conflict, "JitDisabled", ": audit", put("third", control.PolicyInput{}))
-	p.refused(control.Conflict, "JitDisabled", ": audit", put("other", control.PolicyInput{VMs: []control.PolicyVM{guarded("vm1", rule(23, "PT2H"))}}))
+	p.refused(control.Conflict, "JitDisabled", ": audit", put("other", control.PolicyInput{VMs: []control.PolicyVM{machine("vm1", rule(23, "PT2H"))}}))
 	p.refused(control.Conflict, "JitDisabled", ": audit", func() error {
 		_, err := p.Initiate(ctx, owner, policyID("other"), wants("vm1", 23, "", "PT1M"))
 		return err
@@ -264,7 +264,7 @@ func TestPolicyConflicts(t *testing.T) {
 		t.Errorf("taking a machine out where JIT is off: %v", err)
 	}
 	off(control.GroupScope(vmID("x").Subscription, vmID("x").Group), true)
-	if err := put("third", control.PolicyInput{VMs: []control.PolicyVM{guarded("vm3", rule(23, "PT2H"))}})(); err != nil {
+	if err := put("third", control.PolicyInput{VMs: []control.PolicyVM{machine("vm3", rule(23, "PT2H"))}})(); err != nil {
 		t.Errorf("on again in the group: %v", err)
 	}
 }
@@ -274,7 +274,7 @@ func TestPolicyConflicts(t *testing.T) {
 func TestPolicyRights(t *testing.T) {
 	p := newPlane(t)
 	ctx := t.Context()
-	p.put("default", guarded("vm1", rule(22, "PT3H")), guarded("vm2", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")), machine("vm2", rule(22, "PT3H")))
 	var (
 		nobody  = as("nobody")
 		reader  = as("reader", "Reader@"+group)
@@ -312,7 +312,7 @@ func TestPolicyRights(t *testing.T) {
 	}
 	// Machines that stay as they are take no right to them.
 	p.refused(control.Forbidden, code, "virtualMachines/write' over scope '"+strings.ToLower(vmID("vm2").String()), func() error {
-		_, err := p.PutPolicy(ctx, lesser, policyID("default"), control.PolicyInput{VMs: []control.PolicyVM{guarded("vm1", rule(22, "PT3H"))}})
+		_, err := p.PutPolicy(ctx, lesser, policyID("default"), control.PolicyInput{VMs: []control.PolicyVM{machine("vm1", rule(22, "PT3H"))}})
 		return err
 	})
 	p.refused(control.Forbidden, code, "virtualMachines/write'", func() error {
@@ -363,7 +363,7 @@ func TestPolicyRights(t *testing.T) {
 func TestListPoliciesInPages(t *testing.T) {
 	p := newPlane(t)
 	for i := range 10 {
-		p.put(fmt.Sprintf("p%d", i), guarded(fmt.Sprintf("vm%d", i), rule(22, "PT3H")))
+		p.put(fmt.Sprintf("p%d", i), machine(fmt.Sprintf("vm%d", i), rule(22, "PT3H")))
 	}
 	// Every second one is for this caller.
 	var rights []string
@@ -404,10 +404,10 @@ func TestPutKeepsWhatItHasNoWordFor(t *testing.T) {
 	r := rule(22, "PT3H")
 	r.MappedPort, r.Sessions = 50022, policy.Cut
 	terms := control.Approval{Approvers: 1, Role: "Owner"}
-	if _, err := p.PutPolicy(t.Context(), owner, policyID("default"), control.PolicyInput{VMs: []control.PolicyVM{guarded("vm1", r)}, Approval: &terms}); err != nil {
+	if _, err := p.PutPolicy(t.Context(), owner, policyID("default"), control.PolicyInput{VMs: []control.PolicyVM{machine("vm1", r)}, Approval: &terms}); err != nil {
 		t.Fatal(err)
 	}
-	got := p.put("default", guarded("vm1", rule(22, "PT2H"), rule(23, "PT2H")))
+	got := p.put("default", machine("vm1", rule(22, "PT2H"), rule(23, "PT2H")))
 	equal(t, "mapped port", got.VMs[0].Ports[0].MappedPort, 50022)
 	equal(t, "sessions", got.VMs[0].Ports[0].Sessions, policy.Cut)
 	equal(t, "another port", got.VMs[0].Ports[1].MappedPort, 0)
@@ -467,8 +467,8 @@ func TestEditPorts(t *testing.T) {
 	first := edit("vm1", "", rule(22, "PT1H"))
 	equal(t, "where", fmt.Sprint(first.Policies), fmt.Sprint([]control.PolicyID{policyID("default")}))
 	// Another machine in the same policy, and another policy for the first one.
-	p.put("default", guarded("vm1", rule(22, "PT1H")), guarded("vm2", rule(22, "PT1H")))
-	p.put("more", guarded("vm1", rule(80, "PT1H"), rule(81, "PT1H")))
+	p.put("default", machine("vm1", rule(22, "PT1H")), machine("vm2", rule(22, "PT1H")))
+	p.put("more", machine("vm1", rule(80, "PT1H"), rule(81, "PT1H")))
 	refused(control.Precondition, "PreconditionFailed", "somebody else", "vm1", fmt.Sprint(first.Revision), rule(22, "PT2H"))
 	second := edit("vm1", "*", rule(22, "PT2H"), rule(80, "PT2H"), rule(90, "PT2H"))
 	if second.Revision == first.Revision {
@@ -518,18 +518,18 @@ func TestNarrowingRevokesWhatIsOutside(t *testing.T) {
 		next []control.PolicyVM
 		why  string // empty: it goes on
 	}{
-		{"as it was", []control.PolicyVM{guarded("vm1", wide, rule(23, "PT3H"))}, ""},
-		{"longer", []control.PolicyVM{guarded("vm1", rule(22, "PT10H"))}, ""},
-		{"shorter, and time enough", []control.PolicyVM{guarded("vm1", rule(22, "PT2H"))}, ""},
-		{"too short", []control.PolicyVM{guarded("vm1", rule(22, "PT1H"))}, "PT1H allowed"},
-		{"port gone", []control.PolicyVM{guarded("vm1", rule(23, "PT3H"))}, "does not have the port"},
-		{"machine gone", []control.PolicyVM{guarded("vm2", wide)}, "does not have the port"},
-		{"other source", []control.PolicyVM{guarded("vm1", control.PortRule{Number: 22, Protocol: policy.TCP, Prefixes: control.Prefixes{One: "10.0.0.0/8"}, MaxDuration: "PT3H"})}, "10.0.0.0/8 allowed"},
-		{"a narrower net that holds it", []control.PolicyVM{guarded("vm1", control.PortRule{Number: 22, Protocol: policy.TCP, Prefixes: control.Prefixes{One: "203.0.113.0/24"}, MaxDuration: "PT3H"})}, ""},
+		{"as it was", []control.PolicyVM{machine("vm1", wide, rule(23, "PT3H"))}, ""},
+		{"longer", []control.PolicyVM{machine("vm1", rule(22, "PT10H"))}, ""},
+		{"shorter, and time enough", []control.PolicyVM{machine("vm1", rule(22, "PT2H"))}, ""},
+		{"too short", []control.PolicyVM{machine("vm1", rule(22, "PT1H"))}, "PT1H allowed"},
+		{"port gone", []control.PolicyVM{machine("vm1", rule(23, "PT3H"))}, "does not have the port"},
+		{"machine gone", []control.PolicyVM{machine("vm2", wide)}, "does not have the port"},
+		{"other source", []control.PolicyVM{machine("vm1", control.PortRule{Number: 22, Protocol: policy.TCP, Prefixes: control.Prefixes{One: "10.0.0.0/8"}, MaxDuration: "PT3H"})}, "10.0.0.0/8 allowed"},
+		{"a narrower net that holds it", []control.PolicyVM{machine("vm1", control.PortRule{Number: 22, Protocol: policy.TCP, Prefixes: control.Prefixes{One: "203.0.113.0/24"}, MaxDuration: "PT3H"})}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := newPlane(t)
-			p.put("default", guarded("vm1", wide))
+			p.put("default", machine("vm1", wide))
 			p.initiate(as("alice", "Owner"), wants("vm1", 22, "", "PT3H"))
 			p.pass(90 * time.Minute)
 			p.put("default", c.next...)
@@ -553,8 +553,8 @@ func TestNarrowingRevokesWhatIsOutside(t *testing.T) {
 
 func TestDeletePolicyRevokes(t *testing.T) {
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
-	p.put("other", guarded("vm1", rule(23, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
+	p.put("other", machine("vm1", rule(23, "PT3H")))
 	p.initiate(owner, wants("vm1", 22, "", "PT1H"))
 	kept, err := p.Initiate(t.Context(), owner, policyID("other"), wants("vm1", 23, "", "PT1H"))
 	if err != nil {
@@ -568,7 +568,7 @@ func TestDeletePolicyRevokes(t *testing.T) {
 		t.Errorf("the other policy's request: %+v, %v", r, err)
 	}
 	// The history is there for who makes it again.
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	equal(t, "history", len(p.get().Requests), 1)
 	equal(t, "open", p.openAt("vm1", 0), "[23 203.0.113.7/32]")
 }

@@ -17,9 +17,9 @@ func TestInitiate(t *testing.T) {
 	p := newPlane(t)
 	r := rule(3389, "P1D")
 	r.MappedPort = 53389
-	p.put("default", guarded("VM1", rule(22, "PT3H"), r), guarded("vm2", rule(22, "PT3H")))
+	p.put("default", machine("VM1", rule(22, "PT3H"), r), machine("vm2", rule(22, "PT3H")))
 	alice := as("alice", "JITRequester@"+group)
-	end := dawn.Add(5*time.Minute + 284_300)
+	end := noon.Add(5*time.Minute + 284_300)
 	in := control.InitiateInput{Justification: "patching", VMs: []control.InitiateVM{
 		{ID: vmID("vm1").String(), Ports: []control.InitiatePort{
 			{Number: 22, Prefixes: control.Prefixes{One: "203.0.113.8"}, End: end},
@@ -28,13 +28,13 @@ func TestInitiate(t *testing.T) {
 	}}
 	got := p.initiate(alice, in)
 	equal(t, "who", fmt.Sprint(got.Requestor, " ", got.Principal, " ", got.Justification, " ", got.Call), "alice@example.com local:alice patching call-alice")
-	equal(t, "start", got.Start.Equal(dawn), true)
+	equal(t, "start", got.Start.Equal(noon), true)
 	equal(t, "machines", fmt.Sprint(got.VMs[0].ID, got.VMs[1].ID), fmt.Sprint(vmID("VM1"), vmID("vm2")))
 	first, second, third := got.VMs[0].Ports[0], got.VMs[0].Ports[1], got.VMs[1].Ports[0]
 	equal(t, "end is echoed", first.End.Equal(end), true)
 	equal(t, "source is echoed", fmt.Sprint(first.Prefixes, second.Prefixes), fmt.Sprint(in.VMs[0].Ports[0].Prefixes, in.VMs[0].Ports[1].Prefixes))
 	equal(t, "the caller's source", third.Prefixes, control.Prefixes{One: "203.0.113.7"})
-	equal(t, "ends", fmt.Sprint(second.End.Sub(dawn), third.End.Sub(dawn)), "10h0m0s 1h0m0s")
+	equal(t, "ends", fmt.Sprint(second.End.Sub(noon), third.End.Sub(noon)), "10h0m0s 1h0m0s")
 	equal(t, "mapped port", fmt.Sprint(first.MappedPort, second.MappedPort), "0 53389")
 	for _, port := range []control.RequestPort{first, second, third} {
 		equal(t, "status", fmt.Sprint(port.Status, " ", port.Reason), "Initiating UserRequested")
@@ -67,14 +67,14 @@ func TestInitiate(t *testing.T) {
 func TestInitiateRefused(t *testing.T) {
 	p := newPlane(t)
 	narrow := control.PortRule{Number: 22, Protocol: policy.TCP, Prefixes: control.Prefixes{Many: []string{"203.0.113.0/24", "10.0.0.0/8", "11.0.0.0/8"}}, MaxDuration: "PT3H"}
-	p.put("default", guarded("vm1", narrow, rule(23, "PT3H")))
+	p.put("default", machine("vm1", narrow, rule(23, "PT3H")))
 	port := func(change func(*control.InitiatePort)) control.InitiateInput {
 		in := wants("vm1", 22, "203.0.113.7", "PT1H")
 		change(&in.VMs[0].Ports[0])
 		return in
 	}
 	until := func(d time.Duration) control.InitiateInput {
-		return port(func(p *control.InitiatePort) { p.Duration, p.End = "", dawn.Add(d) })
+		return port(func(p *control.InitiatePort) { p.Duration, p.End = "", noon.Add(d) })
 	}
 	source := func(s ...string) control.InitiateInput {
 		return port(func(p *control.InitiatePort) { p.Prefixes = control.Prefixes{Many: s} })
@@ -113,7 +113,7 @@ func TestInitiateRefused(t *testing.T) {
 		{"port twice", twice, "Port 22 is there twice"},
 		{"port 0", port(func(p *control.InitiatePort) { p.Number = 0 }), "Port 0"},
 		{"neither end", port(func(p *control.InitiatePort) { p.Duration = "" }), one},
-		{"both ends", port(func(p *control.InitiatePort) { p.End = dawn.Add(time.Hour) }), one},
+		{"both ends", port(func(p *control.InitiatePort) { p.End = noon.Add(time.Hour) }), one},
 		{"bad duration", port(func(p *control.InitiatePort) { p.Duration = "3h" }), "is not a duration"},
 		{"no time", port(func(p *control.InitiatePort) { p.Duration = "PT0S" }), "too short"},
 		{"both sources", port(func(p *control.InitiatePort) { p.Prefixes.Many = []string{"10.0.0.0/8"} }), "only one of"},
@@ -169,7 +169,7 @@ func TestInitiateRefused(t *testing.T) {
 
 func TestCallersAddress(t *testing.T) {
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	for address, want := range map[string]string{"203.0.113.9": "203.0.113.9", "::ffff:203.0.113.10": "203.0.113.10", "fe80::1%eth0": "fe80::1", "2001:db8::2": "2001:db8::2"} {
 		c := as("alice", "Owner")
 		c.Address = netip.MustParseAddr(address)
@@ -187,10 +187,10 @@ func TestClocksApart(t *testing.T) {
 		for _, ahead := range []time.Duration{0, 300 * time.Millisecond, policy.Skew} {
 			t.Run(fmt.Sprint("agent ", off, ", client ", ahead), func(t *testing.T) {
 				p := newPlane(t)
-				p.put("default", guarded("vm1", rule(22, "PT3H"), rule(23, "PT3H")))
-				full := control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: []control.InitiatePort{{Number: 22, End: dawn.Add(3*time.Hour + ahead)}}}}}
+				p.put("default", machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")))
+				full := control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: []control.InitiatePort{{Number: 22, End: noon.Add(3*time.Hour + ahead)}}}}}
 				r := p.initiate(owner, full)
-				equal(t, "echo", r.VMs[0].Ports[0].End.Equal(dawn.Add(3*time.Hour+ahead)), true)
+				equal(t, "echo", r.VMs[0].Ports[0].End.Equal(noon.Add(3*time.Hour+ahead)), true)
 				p.initiate(owner, wants("vm1", 23, "", "PT2H"))
 				if off >= 0 {
 					equal(t, "open", p.openAt("vm1", off), "[22 203.0.113.7/32 23 203.0.113.7/32]")
@@ -204,7 +204,7 @@ func TestClocksApart(t *testing.T) {
 				h := host{vm: vmID("vm1")}
 				h.deliver(p, p.clock())
 				for _, g := range h.grants.Grants {
-					if g.End.Sub(g.Start) > 3*time.Hour || g.End.After(dawn.Add(3*time.Hour)) {
+					if g.End.Sub(g.Start) > 3*time.Hour || g.End.After(noon.Add(3*time.Hour)) {
 						t.Errorf("signed from %s to %s", g.Start, g.End)
 					}
 				}
@@ -219,9 +219,9 @@ func TestClocksApart(t *testing.T) {
 
 // A client that did not get the answer sends the request again.
 func TestRepeatedRequest(t *testing.T) {
-	absolute := control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: []control.InitiatePort{{Number: 22, End: dawn.Add(time.Hour)}}}}}
-	nudged := control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("VM1").String(), Ports: []control.InitiatePort{{Number: 22, End: dawn.Add(time.Hour + 5*time.Second), Prefixes: control.Prefixes{Many: []string{"203.0.113.7/32"}}}}}}}
-	moved := control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: []control.InitiatePort{{Number: 22, End: dawn.Add(time.Hour + 5*time.Second + 1)}}}}}
+	absolute := control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: []control.InitiatePort{{Number: 22, End: noon.Add(time.Hour)}}}}}
+	nudged := control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("VM1").String(), Ports: []control.InitiatePort{{Number: 22, End: noon.Add(time.Hour + 5*time.Second), Prefixes: control.Prefixes{Many: []string{"203.0.113.7/32"}}}}}}}
+	moved := control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: []control.InitiatePort{{Number: 22, End: noon.Add(time.Hour + 5*time.Second + 1)}}}}}
 	why := wants("vm1", 22, "", "PT1H")
 	why.Justification = "another"
 	both := control.InitiateInput{VMs: []control.InitiateVM{wants("vm1", 22, "", "PT1H").VMs[0], wants("vm2", 22, "", "PT1H").VMs[0]}}
@@ -250,7 +250,7 @@ func TestRepeatedRequest(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := newPlane(t)
-			p.put("default", guarded("vm1", rule(22, "PT3H"), rule(23, "PT3H")), guarded("vm2", rule(22, "PT3H")))
+			p.put("default", machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")), machine("vm2", rule(22, "PT3H")))
 			first := p.initiate(alice, c.first)
 			p.pass(c.after)
 			before, lines := p.digest(), len(p.log())
@@ -265,7 +265,7 @@ func TestRepeatedRequest(t *testing.T) {
 	}
 	// Not where the first is over, or an agent closed it: people ask again then.
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	first := p.initiate(alice, wants("vm1", 22, "", "PT1H"))
 	if _, err := p.Revoke(t.Context(), alice, first.ID, ""); err != nil {
 		t.Fatal(err)
@@ -289,7 +289,7 @@ func TestNewerRequest(t *testing.T) {
 		for _, off := range []time.Duration{0, -time.Second, -110 * time.Second, time.Minute} {
 			t.Run(fmt.Sprint(next, " agent ", off), func(t *testing.T) {
 				p := newPlane(t)
-				p.put("default", guarded("vm1", rule(22, "PT3H")))
+				p.put("default", machine("vm1", rule(22, "PT3H")))
 				alice := as("alice", "Owner")
 				p.initiate(alice, wants("vm1", 22, "", "PT2H"))
 				p.pass(10 * time.Minute)
@@ -331,7 +331,7 @@ func TestNewerRequest(t *testing.T) {
 // Nobody ends a colleague's access by asking for their own.
 func TestOthersRequestsStandBeside(t *testing.T) {
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	first := p.initiate(as("alice", "Owner"), wants("vm1", 22, "*", "PT3H"))
 	second := p.initiate(as("bob", "Owner"), wants("vm1", 22, "*", "PT5M"))
 	p.pass(6 * time.Minute)
@@ -348,8 +348,8 @@ func TestOthersRequestsStandBeside(t *testing.T) {
 func TestInitiateVM(t *testing.T) {
 	p := newPlane(t)
 	ctx := t.Context()
-	p.put("one", guarded("vm1", rule(22, "PT3H"), rule(23, "PT3H")), guarded("vm2", rule(22, "PT1H")))
-	p.put("two", guarded("vm1", rule(80, "PT3H")))
+	p.put("one", machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")), machine("vm2", rule(22, "PT1H")))
+	p.put("two", machine("vm1", rule(80, "PT3H")))
 	ports := func(vm string, numbers ...uint16) control.InitiateVM {
 		in := control.InitiateVM{ID: vmID(vm).String()}
 		for _, n := range numbers {
@@ -395,7 +395,7 @@ func TestInitiateVM(t *testing.T) {
 func TestRevoke(t *testing.T) {
 	p := newPlane(t)
 	ctx := t.Context()
-	p.put("default", guarded("vm1", rule(22, "PT3H"), rule(23, "PT3H")), guarded("vm2", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")), machine("vm2", rule(22, "PT3H")))
 	alice := as("alice", "JITRequester@"+group)
 	r := p.initiate(alice, control.InitiateInput{VMs: []control.InitiateVM{wants("vm1", 22, "", "PT3H").VMs[0], wants("vm2", 22, "", "PT2H").VMs[0]}})
 	kept := p.initiate(alice, wants("vm1", 23, "", "PT3H"))
@@ -441,7 +441,7 @@ func TestExtend(t *testing.T) {
 	for _, off := range []time.Duration{0, -time.Second, -110 * time.Second, time.Minute} {
 		t.Run(fmt.Sprint("agent ", off), func(t *testing.T) {
 			p := newPlane(t)
-			p.put("default", guarded("vm1", rule(22, "PT3H")))
+			p.put("default", machine("vm1", rule(22, "PT3H")))
 			alice := as("alice", "JITRequester@"+group)
 			r := p.initiate(alice, wants("vm1", 22, "", "PT1H"))
 			h := host{vm: vmID("vm1")}
@@ -488,7 +488,7 @@ func TestExtend(t *testing.T) {
 func TestExtendRefused(t *testing.T) {
 	p := newPlane(t)
 	ctx := t.Context()
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	alice := as("alice", "JITRequester@"+group)
 	r := p.initiate(alice, wants("vm1", 22, "", "PT1H"))
 	by := func(c control.Caller, d time.Duration) func() error {
@@ -533,7 +533,7 @@ func TestExtendRefused(t *testing.T) {
 func TestListRequests(t *testing.T) {
 	p := newPlane(t)
 	ctx := t.Context()
-	p.put("default", guarded("vm1", rule(22, "PT3H")), guarded("vm2", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")), machine("vm2", rule(22, "PT3H")))
 	alice := as("alice", "JITRequester@"+vmID("vm1").String())
 	var ids []string
 	for i := range 6 {
@@ -589,7 +589,7 @@ func TestFullList(t *testing.T) {
 	for i := range policy.MaxPorts {
 		rules = append(rules, rule(uint16(1+i), "PT3H"))
 	}
-	p.put("default", guarded("vm1", rules...))
+	p.put("default", machine("vm1", rules...))
 	ask := func(source, why string) error {
 		in := control.InitiateInput{Justification: why, VMs: []control.InitiateVM{{ID: vmID("vm1").String()}}}
 		for i := range policy.MaxPorts {
@@ -629,7 +629,7 @@ func (outer) Look(context.Context, control.Request) ([]*control.Layer, error) {
 
 func TestOuterLayerIsNoted(t *testing.T) {
 	p := newPlane(t, func(c *control.Config) { c.Outer = outer{} })
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	r := p.initiate(owner, wants("vm1", 22, "", "PT1H"))
 	if l := r.VMs[0].Ports[0].Outer; l == nil || *l != (control.Layer{Name: "azure", Status: control.Initiating}) {
 		t.Errorf("layer %+v", l)

@@ -16,7 +16,7 @@ import (
 
 func TestSweepEndsRequestsOnTime(t *testing.T) {
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "PT3H"), rule(23, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")))
 	r := p.initiate(owner, control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: []control.InitiatePort{
 		{Number: 22, Duration: "PT1H"}, {Number: 23, Duration: "PT2H"}}}}})
 	stored := func() string {
@@ -57,7 +57,7 @@ func TestSweepEndsRequestsOnTime(t *testing.T) {
 // would take its absence for a revocation, and cut the sessions.
 func TestEndedGrantsLeaveTheListLate(t *testing.T) {
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	r := p.initiate(owner, wants("vm1", 22, "192.0.2.1", "PT1H"))
 	on := func() bool {
 		h := host{vm: vmID("vm1")}
@@ -85,11 +85,11 @@ func TestEndedGrantsLeaveTheListLate(t *testing.T) {
 // would record a refusal of what ended in good order.
 func TestEndedGrantsOutsideAreDropped(t *testing.T) {
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "PT3H"), rule(23, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")))
 	p.initiate(owner, wants("vm1", 22, "", "PT1H"))
 	p.initiate(owner, wants("vm1", 23, "", "PT1H"))
 	p.pass(time.Hour)
-	p.put("default", guarded("vm1", rule(23, "PT3H")))
+	p.put("default", machine("vm1", rule(23, "PT3H")))
 	h := host{vm: vmID("vm1")}
 	h.deliver(p, p.clock())
 	h.open(t, p.clock()) // fails if the agent refuses one
@@ -98,7 +98,7 @@ func TestEndedGrantsOutsideAreDropped(t *testing.T) {
 
 func TestSweepRenewsGrants(t *testing.T) {
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "P1D")), guarded("vm2", rule(22, "P1D")))
+	p.put("default", machine("vm1", rule(22, "P1D")), machine("vm2", rule(22, "P1D")))
 	p.initiate(owner, wants("vm1", 22, "", "PT23H"))
 	h := host{vm: vmID("vm1")}
 	h.deliver(p, p.clock())
@@ -124,7 +124,7 @@ func TestSweepRenewsGrants(t *testing.T) {
 
 func TestSweepRenewsPolicies(t *testing.T) {
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	version := func() uint64 {
 		h := host{vm: vmID("vm1")}
 		h.deliver(p, p.clock())
@@ -141,7 +141,7 @@ func TestSweepRenewsPolicies(t *testing.T) {
 
 	// Where people sign, it waits for them, once.
 	q := newPlane(t, byPeople(t, 1, false, "ann"))
-	q.put("default", guarded("vm1", rule(22, "PT3H")))
+	q.put("default", machine("vm1", rule(22, "PT3H")))
 	if _, _, err := q.AcceptPolicy(t.Context(), owner, signed(t, q.pending(), "ann")); err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +159,7 @@ func TestSweepRenewsPolicies(t *testing.T) {
 // made anew.
 func TestSweepAfterKeysChanged(t *testing.T) {
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	p.initiate(owner, wants("vm1", 22, "", "PT3H"))
 
 	next := p.Realm.Trust.Next(p.clock(), 365*24*time.Hour)
@@ -249,7 +249,7 @@ func TestReplicasSweepTogether(t *testing.T) {
 	p := newPlane(t)
 	var vms []control.PolicyVM
 	for i := range 30 {
-		vms = append(vms, guarded(fmt.Sprint("vm", i), rule(22, "PT3H")))
+		vms = append(vms, machine(fmt.Sprint("vm", i), rule(22, "PT3H")))
 	}
 	p.put("default", vms...)
 	for i := range 30 {
@@ -278,7 +278,7 @@ func TestReplicasSweepTogether(t *testing.T) {
 // Run sweeps, and ends when it is told to.
 func TestRun(t *testing.T) {
 	p := newPlane(t)
-	p.put("default", guarded("vm1", rule(22, "PT3H")))
+	p.put("default", machine("vm1", rule(22, "PT3H")))
 	r := p.initiate(owner, wants("vm1", 22, "", "PT1H"))
 	p.pass(2 * time.Hour)
 	ctx, cancel := context.WithCancel(t.Context())
