@@ -104,12 +104,11 @@ func placed(path string, write func(*os.File) error) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(part.Name())
+	defer os.Remove(part.Name()) // after the rename, nothing
 	if err := errors.Join(write(part), part.Sync(), part.Close()); err != nil {
 		return err
 	}
-	// Unlike a rename, a link never replaces what came there meanwhile.
-	if err := os.Link(part.Name(), path); err != nil {
+	if err := os.Rename(part.Name(), path); err != nil {
 		return err
 	}
 	return syncDir(dir)

@@ -120,13 +120,15 @@ func FuzzAncestor(f *testing.F) {
 	f.Fuzz(func(t *testing.T, scope string) {
 		for _, depth := range []int{subscriptionDepth, groupDepth} {
 			in := ancestor(scope, depth)
-			switch {
-			case in == "" && strings.Count(scope, "/") >= depth && !strings.HasPrefix(scope, strings.Repeat("/", depth)):
-				if scope != "" {
-					t.Errorf("%q has no ancestor of depth %d", scope, depth)
-				}
-			case in != "" && (strings.Count(in, "/") != depth || !control.Scope(in).Covers(control.Scope(scope))):
+			parts := strings.Split(scope, "/")
+			if want := strings.Join(parts[:min(len(parts), depth+1)], "/"); len(parts) > depth && in != want {
+				t.Errorf("%q is in %q, not in %q", scope, want, in)
+			}
+			if in != "" && !control.Scope(in).Covers(control.Scope(scope)) {
 				t.Errorf("%q is not in %q", scope, in)
+			}
+			if len(parts) <= depth && in != "" {
+				t.Errorf("%q is in nothing of depth %d, not in %q", scope, depth, in)
 			}
 		}
 	})

@@ -67,7 +67,7 @@ func openPostgres(ctx context.Context, dsn string, log hclog.Logger, w *wakers) 
 	}
 	e := &postgresEngine{config: config, log: log, wakers: w, self: rand.Text()}
 	pool := func(size int) *sql.DB {
-		db := stdlib.OpenDB(*config, stdlib.OptionAfterConnect(checkServer))
+		db := stdlib.OpenDB(*config, stdlib.OptionAfterConnect(checked))
 		db.SetMaxOpenConns(size)
 		db.SetMaxIdleConns(size)
 		db.SetConnMaxIdleTime(5 * time.Minute)
@@ -83,14 +83,23 @@ func openPostgres(ctx context.Context, dsn string, log hclog.Logger, w *wakers) 
 	return e, nil
 }
 
-// unfit is a server that would lose what it acknowledges; waiting does not
-// help.
+// unfit is a server that waiting does not help.
 type unfit struct{ why string }
 
 func (u *unfit) Error() string { return "this PostgreSQL cannot be used: " + u.why }
 
-// checkServer is held against every new connection, since the server behind
-// an address may become another one.
+// checked keeps a new connection whose server is fit, and closes any other:
+// the server behind an address may become another one.
+func checked(ctx context.Context, c *pgx.Conn) error {
+	err := checkServer(ctx, c)
+	if err != nil {
+		c.Close(ctx) // who connects does not, and err is what matters
+	}
+	return err
+}
+
+// checkServer refuses a server that would lose what it acknowledges, or change
+// what it is given.
 func checkServer(ctx context.Context, c *pgx.Conn) error {
 	for _, setting := range []string{"fsync", "full_page_writes", "synchronous_commit"} {
 		var value string

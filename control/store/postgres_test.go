@@ -179,6 +179,9 @@ func TestUnfitServers(t *testing.T) {
 	refused(t, storetest.Shared(t).DSN(name+"_latin"), "LATIN1")
 	refused(t, storetest.Shared(t).DSN("no_such"), "does not exist")
 	refused(t, strings.Replace(dsn, "tester@", "nobody:secret@", 1), "nobody")
+	if n := query[int](t, dsn, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"); n != 0 {
+		t.Errorf("%d connections were left", n)
+	}
 	storetest.Open(t, dsn) // and as it is, it is good
 }
 

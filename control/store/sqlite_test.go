@@ -302,6 +302,10 @@ func TestBackup(t *testing.T) {
 		acknowledged()
 	}
 	kill()
+	// Nobody has it open, and the last to have it was killed.
+	if err := store.Backup(t.Context(), path, copied+"2"); err != nil {
+		t.Fatal(err)
+	}
 	if info, err := os.Stat(copied); err != nil || info.Mode() != 0o600 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}

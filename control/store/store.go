@@ -26,6 +26,10 @@ import (
 type store struct {
 	engine
 	wakers
+
+	mu      sync.Mutex
+	closed  bool
+	running sync.WaitGroup // transactions
 }
 
 // engine is what SQLite and PostgreSQL do differently.
@@ -100,8 +104,7 @@ func open(ctx context.Context, dsn string, log hclog.Logger) (_ *store, err erro
 		return nil, err
 	}
 	if err := s.migrate(ctx, log); err != nil {
-		s.close()
-		return nil, err
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
@@ -110,13 +113,39 @@ func isPostgres(dsn string) bool {
 	return strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")
 }
 
-// Close ends what the store runs. Transactions that run are waited for.
-func (s *store) Close() error { return s.close() }
+// Close waits for the transactions that run and ends. What is called later is
+// Unavailable.
+func (s *store) Close() error {
+	s.mu.Lock()
+	first := !s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if !first {
+		return nil
+	}
+	s.running.Wait()
+	return s.close()
+}
+
+// enter counts a transaction that begins, but for a closed store.
+func (s *store) enter() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return unavailable(errors.New("the store is closed"))
+	}
+	s.running.Add(1)
+	return nil
+}
 
 // Ping reports whether the store answers.
 func (s *store) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, callsAtMost, errBound)
 	defer cancel()
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.running.Done()
 	return s.judge(ctx, s.ping(ctx))
 }
 
@@ -160,6 +189,10 @@ type lend func(context.Context) (*sql.Conn, *sql.TxOptions, error)
 // transact runs f in a transaction and commits it. Where f fails or panics,
 // nothing of it stays.
 func (s *store) transact(ctx context.Context, lend lend, f func(*sql.Tx) (changed bool, err error)) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.running.Done()
 	// The transaction has a context of its own: its statements end with the
 	// call, its commit does not.
 	whole, end := context.WithCancel(context.WithoutCancel(ctx))

@@ -146,7 +146,7 @@ func startServer(settings ...string) (_ *PostgresServer, err error) {
 		os.RemoveAll(s.dir)
 		return nil, err
 	}
-	initdb := s.command(filepath.Join(s.bin, "initdb"), "--no-sync", "--auth=trust", "--username=tester", "--encoding=UTF8", "--locale=C", "--pgdata", filepath.Join(s.dir, "data"))
+	initdb := s.command(filepath.Join(s.bin, "initdb"), "--no-sync", "--wal-segsize=1", "--auth=trust", "--username=tester", "--encoding=UTF8", "--locale=C", "--pgdata", filepath.Join(s.dir, "data"))
 	if out, err := initdb.CombinedOutput(); err != nil {
 		s.warden.Close()
 		return nil, fmt.Errorf("initdb: %w\n%s", err, out)

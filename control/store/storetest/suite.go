@@ -48,6 +48,7 @@ func Run(t *testing.T, open func(*testing.T) control.Store) {
 		{"reads beside updates", readsBeside},
 		{"changed", changed},
 		{"the end of a call", endOfCall},
+		{"close", closes},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(t, open(t)) })
 	}
@@ -1113,5 +1114,34 @@ func endOfCall(t *testing.T, s control.Store) {
 	same(t, state(t, s), "0 0 0 0")
 	if err := s.Ping(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// closes closes a store while an Update runs: it is finished first.
+func closes(t *testing.T, s control.Store) {
+	began, release, updated, closed := make(chan struct{}), make(chan struct{}), make(chan error, 1), make(chan error, 1)
+	go func() {
+		updated <- s.Update(t.Context(), func(x control.Tx) error {
+			close(began)
+			<-release
+			return x.PutMeta("name", nil)
+		})
+	}()
+	<-began
+	go func() { closed <- s.Close() }()
+	select {
+	case err := <-closed:
+		t.Errorf("closed while an Update runs: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(release)
+	if err := errors.Join(<-updated, <-closed, s.Close()); err != nil {
+		t.Error(err)
+	}
+	nothing := func(control.Tx) error { t.Error("a closed store works"); return nil }
+	for _, err := range []error{s.Update(t.Context(), nothing), s.View(t.Context(), nothing), s.Ping(t.Context())} {
+		if e := control.AsError(err); e == nil || e.Kind != control.Unavailable {
+			t.Errorf("a closed store: %v", err)
+		}
 	}
 }
