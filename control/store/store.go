@@ -154,7 +154,7 @@ func (s *store) View(ctx context.Context, f func(control.Tx) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, callsAtMost, errBound)
 	defer cancel()
 	return s.transact(ctx, s.reader, func(x *sql.Tx) (changed bool, err error) {
-		return false, f(&tx{store: s, ctx: ctx, sql: x, readOnly: true})
+		return false, run(f, &tx{store: s, ctx: ctx, sql: x, readOnly: true})
 	})
 }
 
@@ -167,12 +167,8 @@ func (s *store) Update(ctx context.Context, f func(control.Tx) error) error {
 			return false, s.judge(ctx, err)
 		}
 		t := &tx{store: s, ctx: ctx, sql: x}
-		if err := f(t); err != nil {
+		if err := run(f, t); err != nil {
 			return false, err
-		}
-		// What failed is not committed in part, whatever f made of its error.
-		if t.failed != nil {
-			return false, t.failed
 		}
 		if t.changed {
 			if err := s.announce(ctx, x); err != nil {
@@ -181,6 +177,15 @@ func (s *store) Update(ctx context.Context, f func(control.Tx) error) error {
 		}
 		return t.changed, nil
 	})
+}
+
+// run runs f. What failed in it is not committed in part, and not taken for
+// the whole, whatever f made of the error.
+func run(f func(control.Tx) error, t *tx) error {
+	if err := f(t); err != nil {
+		return err
+	}
+	return t.failed
 }
 
 // lend lends a connection, and says how a transaction begins on it.

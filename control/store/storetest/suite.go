@@ -757,9 +757,16 @@ func rollback(t *testing.T, s control.Store) {
 }
 
 func viewOnly(t *testing.T, s control.Store) {
-	err := s.View(t.Context(), func(x control.Tx) error { return x.PutMeta("name", nil) })
-	if err == nil {
-		t.Error("a View wrote")
+	for _, swallow := range []bool{false, true} {
+		err := s.View(t.Context(), func(x control.Tx) error {
+			if err := x.PutMeta("name", nil); err == nil || !swallow {
+				return err
+			}
+			return nil
+		})
+		if err == nil {
+			t.Error("a View wrote")
+		}
 	}
 	failure := errors.New("failure")
 	if err := s.View(t.Context(), func(control.Tx) error { return failure }); !errors.Is(err, failure) {
