@@ -2,11 +2,11 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"time"
@@ -181,18 +181,33 @@ func (e enrolling) writeControl(c *cobra.Command, url string, ca []byte) error {
 			return err
 		}
 	}
-	edited := setControl(string(text), "url", url)
-	if s, err := agent.ParseSettings(text); path != "" || err == nil && s.Control != nil && s.Control.CA != "" {
-		edited = setControl(edited, "ca", path)
-	}
-	s, err := agent.ParseSettings([]byte(edited))
-	if err != nil || s.Control == nil || s.Control.URL != url || s.Control.CA != path {
-		return errors.Join(fmt.Errorf("%s: [control] cannot be set here: write url = %q and ca = %q below [control] by hand", e.config, url, path), err)
+	edited, ok := editControl(string(text), url, path)
+	if !ok {
+		return fmt.Errorf("%s: [control] cannot be set here: write url = %q and ca = %q below [control] by hand", e.config, url, path)
 	}
 	if edited == string(text) {
 		return nil
 	}
 	return writeOutput(c, e.config, []byte(edited), info.Mode().Perm())
+}
+
+// editControl is the settings with url and ca set, if that can be done and
+// changes nothing else.
+func editControl(text, url, ca string) (edited string, ok bool) {
+	was, err := agent.ParseSettings([]byte(text))
+	if err != nil {
+		return "", false
+	}
+	edited = setControl(text, "url", url)
+	if ca != "" || was.Control != nil && was.Control.CA != "" {
+		edited = setControl(edited, "ca", ca)
+	}
+	now, err := agent.ParseSettings([]byte(edited))
+	if err != nil || now.Control == nil || now.Control.URL != url || now.Control.CA != ca {
+		return "", false
+	}
+	was.Control, now.Control = nil, nil
+	return edited, reflect.DeepEqual(was, now)
 }
 
 var controlLine = regexp.MustCompile(`(?m)^[ \t]*\[[ \t]*control[ \t]*\][ \t]*(#.*)?$`)
