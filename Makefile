@@ -6,7 +6,7 @@ COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
 # The commit's time, so that the same commit gives the same bytes.
 BUILT   := $(shell TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ 2>/dev/null)
 CLI     := github.com/jitgate/jitgate/cli
-LDFLAGS := -s -w -X $(CLI).version=$(VERSION) -X $(CLI).commit=$(COMMIT) -X $(CLI).built=$(BUILT)
+LDFLAGS := -s -w $(foreach p,$(CLI) main,-X $(p).version=$(VERSION) -X $(p).commit=$(COMMIT) -X $(p).built=$(BUILT))
 FUZZTIME ?= 100000x
 
 export CGO_ENABLED = 0
@@ -20,11 +20,11 @@ GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-setup: ## install what the other targets need (Go, nftables, sshd, jq, …)
+setup: ## install what the other targets need (Go, nftables, sshd, PostgreSQL, Node, …)
 	@./setup.sh
 
-build: setup ## build bin/jitgate for this machine
-	$(GO_BUILD) -o bin/ .
+build: setup ## build bin/jitgate and bin/jitgate-control for this machine
+	$(GO_BUILD) -o bin/ . ./cmd/jitgate-control
 
 test: build ## run every test; as root this includes those on the real kernel
 	go test -timeout 30m $(TESTFLAGS) ./...
@@ -51,9 +51,11 @@ lint: setup ## gofmt, vet, staticcheck, on Linux and Windows
 	go tool staticcheck ./...
 	GOOS=windows $$(go tool -n staticcheck) ./...
 
-cross: setup ## build for linux amd64 and arm64 and for windows amd64 into dist/
+cross: setup ## build for linux amd64 and arm64, and the agent for windows amd64, into dist/
 	GOOS=linux   GOARCH=amd64 $(GO_BUILD) -o dist/jitgate-linux-amd64 .
 	GOOS=linux   GOARCH=arm64 $(GO_BUILD) -o dist/jitgate-linux-arm64 .
+	GOOS=linux   GOARCH=amd64 $(GO_BUILD) -o dist/jitgate-control-linux-amd64 ./cmd/jitgate-control
+	GOOS=linux   GOARCH=arm64 $(GO_BUILD) -o dist/jitgate-control-linux-arm64 ./cmd/jitgate-control
 	GOOS=windows GOARCH=amd64 $(GO_BUILD) -o dist/jitgate-windows-amd64.exe .
 
 check: lint cross test race demo ## what CI runs

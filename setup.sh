@@ -54,6 +54,15 @@ need openssl openssl
 need setpriv util-linux
 need gcc gcc
 need git git
+# The official SDK for JavaScript is driven by tests; its releases need Node 18.
+recent_node() {
+	command -v node >/dev/null && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 18 ]
+}
+recent_node || want="$want nodejs"
+need npm npm
+# Tests start a PostgreSQL of their own: its programs are not in the PATH.
+postgres=
+[ -n "$(find /usr/lib/postgresql -path '*/bin/initdb' 2>/dev/null)" ] || postgres=postgresql
 [ -e /usr/include/stdlib.h ] || want="$want libc6-dev"
 [ -d /etc/ssl/certs ] && [ -n "$(ls /etc/ssl/certs)" ] || want="$want ca-certificates"
 go_dir=$(found)
@@ -62,14 +71,14 @@ if ! recent "$go_dir"; then
 	# against the checksum database like all others.
 	need go golang-go
 fi
-if [ -n "$want" ]; then
+if [ -n "$want$postgres" ]; then
 	if [ "$(id -u)" != 0 ]; then
-		echo "setup: these packages are missing, install them or run this as root:$want" >&2
+		echo "setup: these packages are missing, install them or run this as root:$want $postgres" >&2
 		exit 1
 	fi
-	echo "setup: installing$want"
+	echo "setup: installing$want $postgres"
 	export DEBIAN_FRONTEND=noninteractive
-	# Installing sshd here must not start one.
+	# Installing sshd or a database here must not start one.
 	policy=/usr/sbin/policy-rc.d
 	if [ ! -e $policy ]; then
 		printf '#!/bin/sh\nexit 101\n' >$policy
@@ -77,8 +86,17 @@ if [ -n "$want" ]; then
 		trap 'rm -f $policy' EXIT
 	fi
 	apt-get update -qq
+	if [ -n "$postgres" ]; then
+		# Nor make a cluster that nobody asked for.
+		apt-get install -y -qq --no-install-recommends postgresql-common >/dev/null
+		sed -i 's/^#* *create_main_cluster .*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+	fi
 	# shellcheck disable=SC2086
-	apt-get install -y -qq --no-install-recommends $want >/dev/null
+	apt-get install -y -qq --no-install-recommends $want $postgres >/dev/null
+	if ! recent_node; then
+		echo "setup: install Node 18 or newer by hand: this system's is $(node --version)" >&2
+		exit 1
+	fi
 fi
 if ! recent "$go_dir"; then
 	case $(uname -m) in

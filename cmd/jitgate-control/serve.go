@@ -493,9 +493,9 @@ Azure's SDKs: %[3]s is the endpoint of Resource Manager, the token goes into
 People:
   jitgate-control user add alice@example.com --role JITRequester --scope /subscriptions/S
   jitgate-control token create --for alice@example.com
-Hosts, with what the first prints:
+Hosts, as root, with the token that the first prints:
   jitgate-control join create --scope /subscriptions/S
-  jitgate enroll TOKEN
+  jitgate enroll --control %[3]s --token TOKEN
 Later: docs/control-operation.md; every setting: jitgate-control config
 `, trusting, sv.dir.path(adminTokenFile), public, sv.dir.path("tls/ca.pem"))
 }
