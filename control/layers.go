@@ -80,7 +80,11 @@ func layerNoted(p RequestPort, now time.Time) Layer {
 	case l.Until.IsZero():
 		l.Status, l.Reason = Revoked, p.Reason
 	case l.Until.After(now):
-		l.Note = fmt.Sprintf("closed on the machine; %s cannot close it before its end: it may be open there until %s", l.Name, policy.FormatTime(l.Until))
+		here := "closed on the machine"
+		if p.Reason == NewerRequestInitiated {
+			here = "a newer request took its place"
+		}
+		l.Note = fmt.Sprintf("%s; %s cannot close it before its end: it may be open there until %s", here, l.Name, policy.FormatTime(l.Until))
 	}
 	return l
 }

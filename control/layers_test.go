@@ -58,6 +58,9 @@ func TestLayerSettles(t *testing.T) {
 			if until.IsZero() != (noted.Status == Revoked) {
 				t.Errorf("%s until %v: %+v", reason, until, noted)
 			}
+			if newer := strings.HasPrefix(noted.Note, "a newer request"); newer != (reason == NewerRequestInitiated && until.Equal(at(5))) {
+				t.Errorf("%s until %v: note %q", reason, until, noted.Note)
+			}
 			if says := strings.Contains(noted.Note, "may be open there until 2026-11-27T12:05:00Z"); says != until.Equal(at(5)) {
 				t.Errorf("%s until %v: note %q", reason, until, noted.Note)
 			}
