@@ -311,8 +311,8 @@ func skipToken(after string) string { return base64.RawURLEncoding.EncodeToStrin
 const maxSkipToken = 1024
 
 func readSkipToken(s string) (string, error) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(s) > maxSkipToken || strings.ContainsFunc(string(b), func(r rune) bool { return r < ' ' || r > '~' }) {
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil || len(s) > maxSkipToken || skipToken(string(b)) != s || strings.ContainsFunc(string(b), func(r rune) bool { return r < ' ' || r > '~' }) {
 		return "", invalid("InvalidSkipToken", "The $skiptoken is not one of this server: follow nextLink as it is.")
 	}
 	return string(b), nil
