@@ -83,20 +83,25 @@ const (
 	free    = -1 // it was refused
 )
 
-// claim takes the key, or returns what stands there.
+// claim takes the key, or returns what stands there. Most who wait only look:
+// one update runs at a time, over all replicas.
 func (c *call) claim(claim control.Answer) (before control.Answer, ours bool, err error) {
-	err = c.api.Store.Update(c.ctx, func(tx control.Tx) error {
-		var err error
-		ours = false
+	look := func(tx control.Tx) (err error) {
 		before, err = tx.Answer(claim.Key)
 		lost := before.Status == claimed && c.api.Now().Sub(before.Time) > claimTime
-		switch {
-		case err != nil && !errors.Is(err, control.ErrNotFound):
-			return err
-		case err == nil && before.Status != free && !lost:
+		ours = errors.Is(err, control.ErrNotFound) || err == nil && (before.Status == free || lost)
+		if ours {
 			return nil
 		}
-		ours = true
+		return err
+	}
+	if err := c.api.Store.View(c.ctx, look); err != nil || !ours {
+		return before, false, err
+	}
+	err = c.api.Store.Update(c.ctx, func(tx control.Tx) error {
+		if err := look(tx); err != nil || !ours {
+			return err
+		}
 		return tx.PutAnswer(claim)
 	})
 	return before, ours, err

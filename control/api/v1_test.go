@@ -413,6 +413,26 @@ func TestIdempotency(t *testing.T) {
 	}
 	claim(time.Second)
 	claim(claimTime + time.Second)
+	// Of many who come at once, one is the first. The engine takes a repeated
+	// request for what it is, so this is asked of the key itself.
+	var first atomic.Int32
+	start := make(chan struct{})
+	for range 32 {
+		wg.Go(func() {
+			c := &call{api: s.api, ctx: t.Context()}
+			<-start
+			if _, ours, err := c.claim(control.Answer{Key: "rush", Digest: "d", Time: s.clock.Now()}); err != nil {
+				t.Error(err)
+			} else if ours {
+				first.Add(1)
+			}
+		})
+	}
+	close(start)
+	wg.Wait()
+	if n := first.Load(); n != 1 {
+		t.Errorf("%d were the first", n)
+	}
 	for _, bad := range []string{strings.Repeat("k", maxKey+1), `a"b`, "a\tb"} {
 		s.call("POST", path, ask(30), "Idempotency-Key", bad).refused(t, 400, "InvalidHeader")
 	}
