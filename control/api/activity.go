@@ -186,8 +186,9 @@ func (c *call) activityCSV(f control.ActivityFilter) error {
 // retry is how long a client waits before it comes again, in milliseconds.
 const retry = 2000
 
-// followActivity sends lines of the log as they come. The id of each is its
-// Seq, from which a client that was cut off goes on.
+// followActivity sends lines of the log as they come, after the one the caller
+// had last. The id of each is its Seq, from which a client that was cut off
+// goes on.
 func followActivity(c *call) error {
 	f, err := c.activityFilter()
 	if err != nil {
@@ -205,11 +206,16 @@ func followActivity(c *call) error {
 		return err
 	}
 	// A refusal needs a status, so it is asked for before the stream begins.
-	f.Limit = 1
-	if _, _, err := c.api.Engine.ListActivity(c.ctx, c.caller, f); err != nil {
+	// Who does not say where to begin gets what is yet to come.
+	newest := f
+	newest.Newest, newest.Limit = true, 1
+	last, _, err := c.api.Engine.ListActivity(c.ctx, c.caller, newest)
+	if err != nil {
 		return err
 	}
-	f.Limit = 0
+	if text == "" && len(last) > 0 {
+		after = last[0].Seq
+	}
 	h := c.w.Header()
 	h.Set("Content-Type", "text/event-stream; charset=utf-8")
 	h.Set("X-Accel-Buffering", "no") // nginx holds it back otherwise

@@ -128,7 +128,7 @@ func table() []*route {
 			query{"from", "string", "This time and later."}, query{"to", "string", "Before this time."}, query{"order", "string", "newest or oldest first."},
 			query{"format", "string", "json or csv; csv is everything, without pages."}, queryTop, queryAfter).or(answer{status: http.StatusOK, media: "text/csv"}).takingLong(),
 		get("/api/v1/activity/stream", "FollowActivity", "The activity log as it grows, as server-sent events", followActivity, nil,
-			queryScope, query{"event", "string", "Only this event."}, query{"actor", "string", "Only by this person."}, query{"after", "string", "The seq to go on from; Last-Event-ID goes before it."}).streams(),
+			queryScope, query{"event", "string", "Only this event."}, query{"actor", "string", "Only by this person."}, query{"after", "string", "The seq to go on after, 0 for the whole log; left out: what is yet to come. Last-Event-ID goes before it."}).streams(),
 
 		get("/api/v1/scopes", "ListScopes", "Where JIT is switched off, or on again", listScopes, list[control.ScopeSetting]{}),
 		send(http.MethodPut, "/api/v1/scopes", "SetScope", "Switch JIT off or on for a subscription or resource group", setScope, scopeIn{}, http.StatusOK, control.ScopeSetting{}),

@@ -579,7 +579,13 @@ func (f *follower) next() (id string, a control.Activity) {
 
 func TestActivityStream(t *testing.T) {
 	s := newServer(t, options{})
-	f := s.follow(t, s.owner, "?event=request.initiated")
+	before := s.one("vm0")
+	f := s.follow(t, s.owner, "?event=request.initiated&after=0")
+	if _, a := f.next(); a.Request != before {
+		t.Errorf("%+v", a)
+	}
+	f.cancel()
+	f = s.follow(t, s.owner, "?event=request.initiated") // what was is not told
 	request := s.one("vm1")
 	id, a := f.next()
 	if id != strconv.FormatUint(a.Seq, 10) || a.Request != request || a.Event != "request.initiated" {
