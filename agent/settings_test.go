@@ -60,20 +60,23 @@ poll_interval = "5s"
 	if s, err := ParseSettings([]byte(`host_id = "a"`)); err != nil || s.Control != nil {
 		t.Errorf("%+v, %v", s.Control, err)
 	}
+	// Written before jitgate enroll, which adds the url.
+	if s, err := ParseSettings([]byte("host_id = \"a\"\n[control]\n")); err != nil || s.Control == nil || s.Control.URL != "" {
+		t.Errorf("%+v, %v", s.Control, err)
+	}
 	for line, want := range map[string]string{
-		"":                                             "neither url nor fallback",
-		`url = "http://a"`:                             "is not https://",
-		`url = "https://a/path"`:                       "is not https://",
-		`url = "https://u:p@a"`:                        "is not https://",
-		`url = 5`:                                      "3: ",
-		`urls = "https://a"`:                           `unknown key "control.urls"`,
-		`fallback = ["bucket"]`:                        "fallback[0]",
-		`fallback = ["ftp://a"]`:                       "fallback[0]",
-		"fallback = [\"/a\"]\nca=\"x\"":                "ca \"x\" is not an absolute path",
-		"fallback = [\"/a\"]\nidentity_dir=\"\"":       "identity_dir",
-		"fallback = [\"/a\"]\npoll_interval=\"1s\"":    "poll_interval",
-		"fallback = [\"/a\"]\npoll_interval=\"often\"": "poll_interval",
-		"fallback = [\"/a\"]\nproxy=\"socks5://user:secret@a\"":                       "proxy is not http://",
+		`url = "http://a"`:                                      "is not https://",
+		`url = "https://a/path"`:                                "is not https://",
+		`url = "https://u:p@a"`:                                 "is not https://",
+		`url = 5`:                                               "3: ",
+		`urls = "https://a"`:                                    `unknown key "control.urls"`,
+		`fallback = ["bucket"]`:                                 "fallback[0]",
+		`fallback = ["ftp://a"]`:                                "fallback[0]",
+		"fallback = [\"/a\"]\nca=\"x\"":                         "ca \"x\" is not an absolute path",
+		"fallback = [\"/a\"]\nidentity_dir=\"\"":                "identity_dir",
+		"fallback = [\"/a\"]\npoll_interval=\"1s\"":             "poll_interval",
+		"fallback = [\"/a\"]\npoll_interval=\"often\"":          "poll_interval",
+		"fallback = [\"/a\"]\nproxy=\"socks5://user:secret@a\"": "proxy is not http://",
 		"fallback = [\"/1\",\"/2\",\"/3\",\"/4\",\"/5\",\"/6\",\"/7\",\"/8\",\"/9\"]": "9 entries",
 	} {
 		_, err := ParseSettings([]byte("host_id = \"a\"\n[control]\n" + line))
