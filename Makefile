@@ -39,10 +39,10 @@ fuzz: setup ## fuzz every parser with FUZZTIME inputs (100000x), or so long (20s
 	@./testdata/fuzz.sh $(FUZZTIME)
 
 bench: build ## measure, as ratios within one run (docs/performance.md)
-	go run ./bench -jitgate bin/jitgate
+	go run ./bench -jitgate bin/jitgate -control bin/jitgate-control
 
 demo: build ## the main job for real, in network namespaces of its own
-	@./demo/demo.sh bin/jitgate
+	@./demo/demo.sh bin/jitgate bin/jitgate-control
 
 lint: setup ## gofmt, vet, staticcheck, on Linux and Windows
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these files"; exit 1; }

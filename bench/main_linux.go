@@ -25,6 +25,7 @@ import (
 // options is what the command line says, made absolute.
 type options struct {
 	jitgate string // the program measured
+	control string // and its control plane
 	dir     string // in memory: the disk's fsync is not what is measured
 	diskDir string // on a disk, for the one line that shows it all the same
 	runs    int
@@ -47,6 +48,7 @@ func measurements() []measurement {
 		{"repair", measureRepair},
 		{"cut", measureCut},
 		{"process", measureProcess},
+		{"request", measureRequest},
 	}
 }
 
@@ -65,6 +67,7 @@ func run() (code int, err error) {
 	}
 	var o options
 	flag.StringVar(&o.jitgate, "jitgate", "bin/jitgate", "the program to measure, built with -trimpath -ldflags '-s -w'")
+	flag.StringVar(&o.control, "control", "bin/jitgate-control", "the control plane's program")
 	flag.StringVar(&o.dir, "dir", "", "directory for inbox and state, kept (default a temporary one in /dev/shm)")
 	flag.StringVar(&o.diskDir, "disk-dir", "", "directory on a real disk, kept (default a temporary one here)")
 	flag.IntVar(&o.runs, "runs", 300, "how often the fast operations are measured")
@@ -85,11 +88,13 @@ func run() (code int, err error) {
 	case os.Geteuid() != 0:
 		return 1, errors.New("network namespaces need root: run it as root")
 	}
-	if o.jitgate, err = filepath.Abs(o.jitgate); err != nil {
-		return 1, err
-	}
-	if _, err := os.Stat(o.jitgate); err != nil {
-		return 1, fmt.Errorf("%w: build it first (make build) or name it with -jitgate", err)
+	for flagName, program := range map[string]*string{"-jitgate": &o.jitgate, "-control": &o.control} {
+		if *program, err = filepath.Abs(*program); err != nil {
+			return 1, err
+		}
+		if _, err := os.Stat(*program); err != nil {
+			return 1, fmt.Errorf("%w: build it first (make build) or name it with %s", err, flagName)
+		}
 	}
 	// The first signal ends the run through every deferred clean-up.
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)

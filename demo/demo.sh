@@ -4,23 +4,27 @@
 # machine's own network and firewall are not touched and nothing is left
 # behind.
 #
-#   demo.sh PATH-TO-JITGATE
+# First with signed files alone, then with a control plane that is asked in the
+# words of Azure's just-in-time API.
+#
+#   demo.sh PATH-TO-JITGATE PATH-TO-JITGATE-CONTROL
 set -u
 
-jitgate=$(realpath "${1:?usage: demo.sh PATH-TO-JITGATE}")
+usage="usage: demo.sh PATH-TO-JITGATE PATH-TO-JITGATE-CONTROL"
+jitgate=$(realpath "${1:?$usage}") control=$(realpath "${2:?$usage}")
 if [ "$(id -u)" != 0 ]; then
 	echo "demo: network namespaces need root: run this as root" >&2
 	exit 1
 fi
 
 vm=jitgate-vm-$$ admin=jitgate-admin-$$
-vm_address=10.213.7.1 admin_address=10.213.7.2 other_address=10.213.7.3
+vm_address=10.213.7.1 admin_address=10.213.7.2 other_address=10.213.7.3 control_address=10.213.7.4
 dir=$(mktemp -d /tmp/jitgate-demo.XXXXXX)
-agent= sshd= failed=0
+agent= sshd= plane= fetcher= failed=0
 made_run_sshd=
 
 cleanup() {
-	for pid in $agent $sshd; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
+	for pid in $agent $sshd $fetcher $plane; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
 	ip netns del "$vm" 2>/dev/null
 	ip netns del "$admin" 2>/dev/null
 	[ -z "$made_run_sshd" ] || rmdir /run/sshd 2>/dev/null
@@ -63,14 +67,28 @@ login() { # SOURCE SECONDS COMMAND
 	ip netns exec "$admin" ssh -F none -b "$1" -i "$dir/id" -o BatchMode=yes -o ConnectTimeout="$2" -o IdentitiesOnly=yes \
 		-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR "root@$vm_address" "$3"
 }
-start_agent() {
-	ip netns exec "$vm" "$jitgate" agent run --config "$dir/agent.toml" 2>>"$dir/agent.log" &
+start_agent() { # CONFIG
+	ip netns exec "$vm" "$jitgate" agent run --config "$1" 2>>"$dir/agent.log" &
 	agent=$!
 	for _ in $(seq 100); do
-		"$jitgate" status --config "$dir/agent.toml" >/dev/null 2>&1 && return
+		"$jitgate" status --config "$1" >/dev/null 2>&1 && return
 		sleep 0.05
 	done
 	say ✗ "the agent did not start: $(tail -1 "$dir/agent.log")"
+	exit 1
+}
+stop_agent() {
+	kill -9 "$agent"
+	wait "$agent" 2>/dev/null
+	agent=
+}
+# eventually COMMAND…: until it succeeds, for ten seconds.
+eventually() {
+	for _ in $(seq 200); do
+		"$@" >/dev/null 2>&1 && return
+		sleep 0.05
+	done
+	say ✗ "$*: did not come about"
 	exit 1
 }
 must() { "$@" >>"$dir/setup.log" 2>&1 || { say ✗ "$*: $(tail -1 "$dir/setup.log")"; exit 1; }; }
@@ -82,6 +100,7 @@ must ip link add v0 netns "$vm" type veth peer name a0 netns "$admin"
 must ip -n "$vm" addr add $vm_address/24 dev v0
 must ip -n "$admin" addr add $admin_address/24 dev a0
 must ip -n "$admin" addr add $other_address/24 dev a0
+must ip -n "$admin" addr add $control_address/24 dev a0
 for n in "$vm lo" "$vm v0" "$admin lo" "$admin a0"; do must ip -n "${n% *}" link set "${n#* }" up; done
 
 # A real sshd on the vm, with keys of its own.
@@ -126,7 +145,7 @@ for _ in $(seq 200); do # a busy machine takes its time
 done
 say · "sshd runs on vm ($vm_address), nothing guards it yet"
 expect open "logged in: the sshd is real and reachable"
-start_agent
+start_agent "$dir/agent.toml"
 cp "$dir/keys/policy.json" "$dir/inbox/.policy.json"
 must mv "$dir/inbox/.policy.json" "$dir/inbox/policy.json"
 say · "jitgate runs on vm and observes: installing changes nothing"
@@ -160,11 +179,57 @@ say · "a stranger ran: nft flush ruleset"
 sleep 0.1
 expect closed "still refused"
 
-kill -9 "$agent"
-wait "$agent" 2>/dev/null
-agent=
+stop_agent
 say · "the agent was killed (SIGKILL)"
 expect closed "still refused"
+
+# The second act: the same machine follows a control plane instead.
+machine=/subscriptions/20ff7fc3-e762-44dd-bd96-b71116dcdc23/resourceGroups/demo/providers/Microsoft.Compute/virtualMachines/vm
+jit=/subscriptions/20ff7fc3-e762-44dd-bd96-b71116dcdc23/resourceGroups/demo/providers/Microsoft.Security/locations/here/jitNetworkAccessPolicies/default
+api() { # METHOD PATH [BODY]: what az rest or any SDK of Azure sends
+	ip netns exec "$admin" curl -sS --fail-with-body --interface $admin_address --cacert "$dir/plane/tls/ca.pem" -X "$1" \
+		-H "Authorization: Bearer $(cat "$dir/plane/admin.token")" -H 'Content-Type: application/json' \
+		"https://$control_address:8443$2?api-version=2020-01-01" ${3:+-d "$3"} 2>>"$dir/setup.log"
+}
+ip netns exec "$admin" "$control" serve --data "$dir/plane" --listen $control_address:8443 >>"$dir/plane.log" 2>&1 &
+plane=$!
+eventually api GET "$(dirname "$jit")"
+must api PUT "$jit" '{"kind": "Basic", "properties": {"virtualMachines": [{"id": "'$machine'", "ports": [
+	{"number": 22, "protocol": "TCP", "allowedSourceAddressPrefix": "10.213.7.0/24", "maxRequestAccessDuration": "PT3H"}]}]}}'
+say · "a control plane runs on $control_address, made from nothing; its policy guards port 22 of vm"
+cat >"$dir/follower.toml" <<-END
+	host_id   = "$machine"
+	mode      = "enforce"
+	inbox_dir = "$dir/follower/inbox"
+	state_dir = "$dir/follower/state"
+	socket    = "$dir/follower.sock"
+	[control]
+	identity_dir = "$dir/follower/fetch"
+END
+mkdir -p "$dir/follower"
+token=$("$control" join create --vm $machine --data "$dir/plane" | grep -o 'jgj_[-_A-Za-z0-9]*')
+must ip netns exec "$vm" "$jitgate" enroll --control https://$control_address:8443 --token "$token" --config "$dir/follower.toml"
+start_agent "$dir/follower.toml"
+ip netns exec "$vm" "$jitgate" fetch --config "$dir/follower.toml" 2>>"$dir/fetch.log" &
+fetcher=$!
+follows() { "$jitgate" status --json --config "$dir/follower.toml" | jq -e '.documents[] | select(.document == "policy" and .version > 0)'; }
+eventually follows
+say · "vm joined with a token that is good for one machine, once; its agent has the policy"
+expect closed "refused: nobody asked"
+must api POST "$jit/initiate" '{"virtualMachines": [{"id": "'$machine'", "ports": [{"number": 22, "endTimeUtc": "'$(date -u -d '+8 seconds' +%FT%TZ)'"}]}], "justification": "demo"}'
+granted=$(date +%s%N)
+initiated() { api GET "$jit" | jq -e '[.properties.requests[].virtualMachines[].ports[].status] == ["Initiated"]'; }
+eventually initiated
+say · "asked by POST …/initiate, for where the call came from; the agent says it is open"
+expect open "logged in by ssh from $admin_address"
+expect closed "refused: $other_address did not ask" $other_address
+kill -9 $plane
+wait $plane 2>/dev/null
+plane=
+say · "the control plane was killed (SIGKILL)"
+wait_until $granted 9000
+expect closed "refused: the time is up, and the kernel needs nobody to tell it"
+stop_agent
 
 echo
 echo "The record ($dir/state/audit, gone in a moment):"

@@ -30,6 +30,7 @@ type host struct {
 	dir         string
 	settings    map[string]string // agent.toml, as TOML values
 	board       *board            // that the host runs on; nil: the one the tests do
+	edited      bool              // a command wrote agent.toml: it is left as it is
 
 	agent *exec.Cmd // running, or nil
 	ended chan error
@@ -94,6 +95,9 @@ func (h *host) writeSettings(name string, settings map[string]string) string {
 
 func (h *host) config() string {
 	h.t.Helper()
+	if h.edited {
+		return h.path("agent.toml")
+	}
 	return h.writeSettings("agent.toml", h.settings)
 }
 

@@ -41,9 +41,13 @@ func TestMain(m *testing.M) {
 var jitgate = sync.OnceValues(func() (string, error) { return build("jitgate", "") })
 
 // build builds jitgate with linker flags.
-func build(name, ldflags string) (string, error) {
+func build(name, ldflags string) (string, error) { return buildPackage(name, "", "-ldflags", ldflags) }
+
+// buildPackage builds the program of a package, by its path below the module.
+func buildPackage(name, below string, flags ...string) (string, error) {
 	path := filepath.Join(programs, name)
-	out, err := exec.Command("go", "build", "-buildvcs=false", "-ldflags", ldflags, "-o", path, "github.com/jitgate/jitgate").CombinedOutput()
+	args := append([]string{"build", "-buildvcs=false", "-o", path}, flags...)
+	out, err := exec.Command("go", append(args, "github.com/jitgate/jitgate"+below)...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
