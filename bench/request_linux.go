@@ -90,7 +90,12 @@ func (b *requestBench) start(ctx context.Context) (err error) {
 	}
 	listen := net.JoinHostPort(outsideAddress.String(), "8443")
 	data := filepath.Join(b.dir, "control")
-	if err := b.run(b.outside, b.o.control, "serve", "--data", data, "--listen", listen); err != nil {
+	// One person would be told to slow down.
+	limits := filepath.Join(b.dir, "control.toml")
+	if err := os.WriteFile(limits, []byte("[limits]\nrate = 10000.0\nburst = 10000\n"), 0o600); err != nil {
+		return err
+	}
+	if err := b.run(b.outside, b.o.control, "serve", "--data", data, "--listen", listen, "--config", limits); err != nil {
 		return err
 	}
 	if err := b.connect(ctx, data, listen); err != nil {
@@ -132,22 +137,13 @@ func (b *requestBench) start(ctx context.Context) (err error) {
 
 // connect waits for the control plane and makes a client of it.
 func (b *requestBench) connect(ctx context.Context, data, listen string) error {
-	err := b.await(ctx, "the control plane", func() error {
-		var c net.Conn
-		err := b.outside.do(func() (err error) { c, err = net.Dial("tcp", listen); return err })
-		if err == nil {
-			c.Close()
-		}
-		return err
+	var ca, token []byte
+	err := b.await(ctx, "the control plane", func() (err error) {
+		var unready error
+		ca, err = os.ReadFile(filepath.Join(data, "tls", "ca.pem"))
+		token, unready = os.ReadFile(filepath.Join(data, "admin.token"))
+		return errors.Join(err, unready)
 	})
-	if err != nil {
-		return err
-	}
-	ca, err := os.ReadFile(filepath.Join(data, "tls", "ca.pem"))
-	if err != nil {
-		return err
-	}
-	token, err := os.ReadFile(filepath.Join(data, "admin.token"))
 	if err != nil {
 		return err
 	}
@@ -160,7 +156,10 @@ func (b *requestBench) connect(ctx context.Context, data, listen string) error {
 			err = b.outside.do(func() (err error) { c, err = net.Dial("tcp", listen); return err })
 			return c, err
 		}}}
-	return nil
+	return b.await(ctx, "the control plane's answer", func() error {
+		_, err := b.call(ctx, "GET", "/readyz", "")
+		return err
+	})
 }
 
 // await tries for as long as programs may take to start.
