@@ -94,7 +94,7 @@ func (ed *edit) tellRefusal(ctx context.Context, err error) {
 		return
 	}
 	line := ed.about
-	line.Status, line.Code, line.Reason = "Failed", refusal.Code, refusal.Message
+	line.Status, line.Code, line.Reason = statusFailed, refusal.Code, refusal.Message
 	err = ed.e.Store.Update(ctx, func(tx Tx) error { return tx.AppendActivity(line) })
 	if err != nil {
 		ed.e.Log.Error("cannot record a refusal", "event", line.Event, "call", line.Call, "error", err)
@@ -113,11 +113,8 @@ func (ed *edit) id() string {
 // line begins a line of the log about what the caller does. The caller of what
 // nobody asked for is the zero Caller.
 func (ed *edit) line(event string, a Action, s Scope) Activity {
-	l := Activity{Time: ed.now, Event: event, Operation: string(a), Status: "Succeeded", Scope: s,
-		Actor: cmp.Or(ed.caller.Name, ed.caller.ID), Principal: ed.caller.ID, Call: ed.caller.Request}
-	if ed.caller.Address.IsValid() {
-		l.Address = ed.caller.Address.String()
-	}
+	l := ed.caller.line(event, a, s, "")
+	l.Time, l.Actor = ed.now, cmp.Or(ed.caller.Name, ed.caller.ID)
 	return l
 }
 

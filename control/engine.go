@@ -3,7 +3,6 @@ package control
 import (
 	"crypto"
 	"crypto/x509"
-	"errors"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -38,6 +37,3 @@ func New(c Config) *Engine {
 	}
 	return &Engine{Config: c}
 }
-
-// errUnfinished marks what is declared and not written yet.
-var errUnfinished = errors.New("not built yet")

@@ -257,15 +257,20 @@ func tabOf(m Machine, settings []ScopeSetting) Tab {
 func unsupported(vm VM, settings []ScopeSetting) string {
 	switch set, off := switchedOff(settings, vm.ID.Scope()); {
 	case off:
-		why := fmt.Sprintf("JIT is switched off in the security policy of %s, by %s on %s", set.Scope, set.By, set.Time.UTC().Format(time.RFC3339))
-		if set.Reason != "" {
-			why += ": " + set.Reason
-		}
-		return why
+		return set.why()
 	case vm.Unsupported != "":
 		return vm.Unsupported
 	}
 	return "classic virtual machine: JIT supports those deployed through Azure Resource Manager"
+}
+
+// why says what a setting that switches JIT off did.
+func (set ScopeSetting) why() string {
+	why := fmt.Sprintf("JIT is switched off in the security policy of %s, by %s on %s", set.Scope, set.By, set.Time.UTC().Format(time.RFC3339))
+	if set.Reason != "" {
+		why += ": " + set.Reason
+	}
+	return why
 }
 
 // viewVM is a machine as the inventory shows it.

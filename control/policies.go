@@ -410,38 +410,44 @@ func (ed *edit) provision(p Policy, changed []VMID) (Provision, error) {
 	return Succeeded, nil
 }
 
-// switchedOn refuses where JIT is switched off.
-func (ed *edit) switchedOn(s Scope) error {
+// settings are where JIT is switched off.
+func (ed *edit) settings() ([]ScopeSetting, error) {
 	if ed.scopes == nil {
 		settings, err := ed.tx.ScopeSettings()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		ed.scopes = &settings
 	}
-	if off, is := switchedOff(*ed.scopes, s); is {
-		reason := ""
-		if off.Reason != "" {
-			reason = ": " + off.Reason
-		}
-		return Refuse(Conflict, "JitDisabled", "Just-in-time access is switched off at '%s'%s.", off.Scope, reason)
+	return *ed.scopes, nil
+}
+
+// switchedOn refuses where JIT is switched off.
+func (ed *edit) switchedOn(s Scope) error {
+	settings, err := ed.settings()
+	if err != nil {
+		return err
+	}
+	if off, is := switchedOff(settings, s); is {
+		return Refuse(Conflict, "JitDisabled", "%s.", off.why())
 	}
 	return nil
 }
 
-// supported refuses machines that cannot be guarded.
+// supported refuses machines that the inventory calls unsupported.
 func (ed *edit) supported(vm VMID) error {
-	if vm.Classic() {
-		return Refuse(Conflict, "UnsupportedVirtualMachine", "The virtual machine '%s' is a classic one, which is not supported.", vm)
+	if err := ed.switchedOn(vm.Scope()); err != nil {
+		return err
 	}
 	known, _, err := found(ed.tx.VM(vm))
 	if err != nil {
 		return err
 	}
-	if known.Unsupported != "" {
-		return Refuse(Conflict, "UnsupportedVirtualMachine", "The virtual machine '%s' is not supported: %s.", vm, strings.TrimSuffix(known.Unsupported, "."))
+	known.ID = vm
+	if tabOf(Machine{Key: vm.Key(), Unsupported: known.Unsupported != ""}, nil) != Unsupported {
+		return nil
 	}
-	return ed.switchedOn(vm.Scope())
+	return Refuse(Conflict, "UnsupportedVirtualMachine", "The virtual machine '%s' is not supported: %s.", vm, strings.TrimSuffix(unsupported(known, nil), "."))
 }
 
 // alone refuses a port that another policy has: a grant names a number and

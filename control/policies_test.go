@@ -242,11 +242,11 @@ func TestPolicyConflicts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.refused(control.Conflict, "UnsupportedVirtualMachine", "classic", put("other", control.PolicyInput{VMs: []control.PolicyVM{{ID: classic, Ports: rules[:1]}}}))
+	p.refused(control.Conflict, "UnsupportedVirtualMachine", "classic virtual machine", put("other", control.PolicyInput{VMs: []control.PolicyVM{{ID: classic, Ports: rules[:1]}}}))
 	p.update(func(tx control.Tx) error {
 		return tx.PutVM(control.VM{ID: vmID("vm9"), Unsupported: "no agent runs there."})
 	})
-	p.refused(control.Conflict, "UnsupportedVirtualMachine", "not supported: no agent runs there.", put("other", control.PolicyInput{VMs: []control.PolicyVM{machine("vm9", rules[0])}}))
+	p.refused(control.Conflict, "UnsupportedVirtualMachine", "is not supported: no agent runs there.", put("other", control.PolicyInput{VMs: []control.PolicyVM{machine("vm9", rules[0])}}))
 
 	off := func(s control.Scope, enabled bool) {
 		p.update(func(tx control.Tx) error {

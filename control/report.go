@@ -293,6 +293,12 @@ func (r *received) opened(grant string, at time.Time) {
 		g.port.Status = Initiated
 		r.touch(g)
 	}
+	// It ended on a host that could not be reached, was extended meanwhile, and
+	// is open again.
+	if g.port.Status != Revoked && !g.port.Closed.IsZero() && !at.Before(g.port.Closed) {
+		g.port.Closed = time.Time{}
+		r.touch(g)
+	}
 }
 
 func (r *received) touch(g *granted) {

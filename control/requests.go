@@ -178,14 +178,13 @@ const repeatedWithin = time.Minute
 // maxEarlier bounds how many grants of one port stand beside each other.
 const maxEarlier = 8
 
-// eachPort goes through the ports of a request, which may be changed.
+// eachPort goes through the ports of a request with their machines. They may be
+// changed.
 func (r *Request) eachPort() iter.Seq2[VMID, *RequestPort] {
 	return func(yield func(VMID, *RequestPort) bool) {
-		for i := range r.VMs {
-			for j := range r.VMs[i].Ports {
-				if !yield(r.VMs[i].ID, &r.VMs[i].Ports[j]) {
-					return
-				}
+		for at, p := range r.ports() {
+			if !yield(r.VMs[at.machine].ID, p) {
+				return
 			}
 		}
 	}
@@ -780,23 +779,4 @@ func (ed *edit) extend(p Policy, vm VMID, port *RequestPort, by time.Duration) e
 		port.GrantID = ed.id()
 	}
 	return port.takeOver(before, ed.now)
-}
-
-// grantPort finds the port of a machine that a grant is for, among requests
-// that are over as well. The request may be changed through it and put back.
-func grantPort(tx Tx, vm VMID, grant string) (*Request, *RequestPort, error) {
-	for _, f := range []RequestFilter{{VM: &vm, Open: true}, {VM: &vm, Newest: true, Limit: historyShown}} {
-		list, err := tx.Requests(f)
-		if err != nil {
-			return nil, nil, err
-		}
-		for i := range list {
-			for at, p := range list[i].eachPort() {
-				if at.Key() == vm.Key() && (p.GrantID == grant || slices.ContainsFunc(p.Earlier, func(t Term) bool { return t.ID == grant })) {
-					return &list[i], p, nil
-				}
-			}
-		}
-	}
-	return nil, nil, ErrNotFound
 }
