@@ -115,7 +115,7 @@ func judgeVMs(id PolicyID, vms []PolicyVM) error {
 				return badPolicy(target+".publicIpAddress", "%q is not an address", clip(vm.PublicIPAddress))
 			}
 		}
-		if err := judgeRules(target, vm.Ports); err != nil {
+		if err := judgeRules(target+".ports", vm.Ports); err != nil {
 			return err
 		}
 	}
@@ -124,7 +124,6 @@ func judgeVMs(id PolicyID, vms []PolicyVM) error {
 
 // judgeRules checks the ports of one machine.
 func judgeRules(target string, rules []PortRule) error {
-	target += ".ports"
 	if len(rules) == 0 {
 		return badPolicy(target, "no port: leave the machine out instead")
 	}

@@ -591,7 +591,7 @@ func (p RequestPort) replacedBy(newer RequestPort) bool {
 // own, or under a policy or for a machine they may read. Of the machines in it
 // only those are left.
 func (c Caller) sees(r *Request) bool {
-	if r.Principal == c.ID || c.May(ActionRead, r.Policy.group()) {
+	if r.Principal == c.ID && c.ID != "" || c.May(ActionRead, r.Policy.group()) {
 		return true
 	}
 	r.VMs = slices.DeleteFunc(r.VMs, func(v RequestVM) bool { return !c.May(ActionRead, v.ID.Scope()) })
