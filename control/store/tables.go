@@ -31,14 +31,25 @@ func (t *tx) Policies(f control.PolicyFilter, after string, limit int) ([]contro
 }
 
 func (t *tx) PoliciesOf(vms ...control.VMID) ([]control.Policy, error) {
-	if len(vms) == 0 {
-		return nil, nil
+	naming := map[string]control.Policy{}
+	for some := range slices.Chunk(vms, chunk) {
+		var keys []any
+		for _, vm := range some {
+			keys = append(keys, vm.Key())
+		}
+		found, err := all[control.Policy](t, "SELECT doc FROM policy WHERE id IN (SELECT policy FROM policy_vm WHERE vm IN ("+tuples(len(keys), "?")+"))", keys...)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range found {
+			naming[p.ID.Key()] = p
+		}
 	}
-	var keys []any
-	for _, vm := range vms {
-		keys = append(keys, vm.Key())
+	var list []control.Policy
+	for _, id := range slices.Sorted(maps.Keys(naming)) {
+		list = append(list, naming[id])
 	}
-	return all[control.Policy](t, "SELECT doc FROM policy WHERE id IN (SELECT policy FROM policy_vm WHERE vm IN ("+tuples(len(keys), "?")+")) ORDER BY id", keys...)
+	return list, nil
 }
 
 func (t *tx) PutPolicy(p control.Policy) error {

@@ -119,7 +119,7 @@ func notThere(t *testing.T, s control.Store) {
 		tx := reflect.ValueOf(x)
 		for name, args := range map[string][]any{
 			"Policies": {control.PolicyFilter{}, "", 0}, "PoliciesOf": {vm}, "Requests": {control.RequestFilter{}},
-			"DocumentsAfter": {uint64(0), 0}, "GrantsDue": {at(0), 0}, "PendingPolicies": {}, "VMs": {control.VMFilter{}},
+			"DocumentsAfter": {uint64(0), 0}, "GrantsDue": {at(0), 0}, "PendingPolicies": {}, "VMs": {control.VMFilter{}}, "Machines": {control.VMFilter{}},
 			"Joins": {}, "AgentEvents": {vm, uint64(0), 0}, "Activity": {control.ActivityFilter{}}, "ScopeSettings": {},
 			"Tokens": {}, "Roles": {}, "Assignments": {},
 		} {
@@ -227,10 +227,10 @@ func policies(t *testing.T, s control.Store) {
 		})
 		return got
 	}
-	of := func(vm control.VMID) (got string) {
+	of := func(vms ...control.VMID) (got string) {
 		t.Helper()
 		view(t, s, func(x control.Tx) error {
-			all, err := x.PoliciesOf(vm)
+			all, err := x.PoliciesOf(vms...)
 			got = names(all, func(p control.Policy) string { return p.ID.Name })
 			return err
 		})
@@ -266,6 +266,13 @@ func policies(t *testing.T, s control.Store) {
 	same(t, of(a), "Z p_1")
 	same(t, of(b), "p-2 p_1")
 	same(t, of(c), "x")
+	same(t, of(), "")
+	// More than one statement may have, and each policy once.
+	many := []control.VMID{c, a}
+	for i := range 1201 {
+		many = append(many, Machine("s", "many", fmt.Sprint(i)))
+	}
+	same(t, of(append(many, a, b, Machine("S1", "G1", "A"))...), "Z p-2 p_1 x")
 	put("s1", "g1", "west", "p_1", c) // replaced whole
 	same(t, of(a), "Z")
 	same(t, of(c), "p_1 x")
@@ -458,6 +465,30 @@ func machines(t *testing.T, s control.Store) {
 	check("a-2 a_1", control.VMFilter{After: Machine("s1", "g-x", "ax2").Key(), Limit: 2})
 	check("100", control.VMFilter{After: strings.ToUpper(Machine("s1", "gx", "a.3").String()), Limit: 2})
 	check("", control.VMFilter{Search: strings.Repeat("a", 800)})
+	// Machines lists the same, with what tells their tabs.
+	update(t, s, func(x control.Tx) error {
+		named := control.PolicyID{Subscription: "s1", Group: "g", Location: "west", Name: "p"}
+		return errors.Join(
+			x.PutVM(control.VM{ID: Machine("s1", "g", "a_1"), Unsupported: "too old"}),
+			x.PutVM(control.VM{ID: Machine("s1", "g", "a-2"), Unsupported: "for now"}),
+			x.PutVM(control.VM{ID: Machine("s1", "g", "a-2")}),
+			x.PutPolicy(control.Policy{ID: named, VMs: []control.PolicyVM{{ID: Machine("S1", "G", "B")}, {ID: Machine("s1", "g", "nobody")}}}))
+	})
+	view(t, s, func(x control.Tx) error {
+		for _, f := range []control.VMFilter{{}, {Scope: "/subscriptions/s1"}, {Search: "a_1"}, {After: Machine("s1", "g-x", "ax2").Key(), Limit: 2}} {
+			full, err1 := x.VMs(f)
+			listed, err2 := x.Machines(f)
+			if err := errors.Join(err1, err2); err != nil {
+				return err
+			}
+			var want []control.Machine
+			for _, v := range full {
+				want = append(want, control.Machine{Key: v.ID.Key(), Named: v.ID.Name == "b", Unsupported: v.Unsupported != ""})
+			}
+			same(t, listed, want)
+		}
+		return nil
+	})
 	update(t, s, func(x control.Tx) error { return x.DeleteVM(Machine("s1", "g", "b")) })
 	check("a-2 a_1", control.VMFilter{Scope: "/subscriptions/s1/resourcegroups/g"})
 }
@@ -1139,6 +1170,7 @@ func closes(t *testing.T, s control.Store) {
 	select {
 	case err := <-closed:
 		t.Errorf("closed while an Update runs: %v", err)
+		closed <- err
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(release)
