@@ -89,7 +89,9 @@ type granted struct {
 func (e *Engine) receive(tx Tx, id VMID, up uplink.Up, lines []uplink.Line) (*received, error) {
 	r := &received{engine: e, now: e.Now().UTC(), requests: map[string]*Request{}}
 	var err error
-	if r.vm, err = tx.VM(id); err != nil {
+	if r.vm, err = tx.VM(id); errors.Is(err, ErrNotFound) {
+		return nil, errCert // it was forgotten
+	} else if err != nil {
 		return nil, err
 	}
 	if r.vm.Agent == nil || r.vm.Agent.Revoked {

@@ -9,10 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/jitgate/jitgate/policy"
 	"github.com/jitgate/jitgate/uplink"
@@ -80,10 +82,7 @@ func (e Enrolment) Enroll(ctx context.Context) (Enrolled, error) {
 		return Enrolled{}, err
 	}
 	defer t.close()
-	ctx, cancel := context.WithTimeout(ctx, dialWithin+answerWithin)
-	defer cancel()
-	text, err := t.call(ctx, http.MethodPost, uplink.PathEnroll,
-		uplink.Encode(uplink.EnrollRequest{Token: e.Token, Host: e.Host, CSR: csr, Install: e.Install, Version: e.Version}), uplink.MaxEnrolled)
+	text, err := t.insist(ctx, uplink.PathEnroll, uplink.Encode(uplink.EnrollRequest{Token: e.Token, Host: e.Host, CSR: csr, Install: e.Install, Version: e.Version}))
 	if err != nil {
 		return Enrolled{}, err
 	}
@@ -99,6 +98,27 @@ func (e Enrolment) Enroll(ctx context.Context) (Enrolled, error) {
 	}
 	return Enrolled{Host: answer.Host, CA: ca, Trust: answer.Trust, Pin: join.Pin, dir: e.IdentityDir, identity: who}, nil
 }
+
+// insist sends a message again while the control plane says that it is busy: a
+// whole fleet may be enrolling.
+func (t *transport) insist(ctx context.Context, path string, message []byte) (answer []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, enrolWithin)
+	defer cancel()
+	for longest := time.Second; ; longest *= 2 {
+		answer, err = t.call(ctx, http.MethodPost, path, message, uplink.MaxEnrolled)
+		if !isStatus(err, http.StatusServiceUnavailable) {
+			return answer, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(longest/2 + rand.N(longest)):
+		}
+	}
+}
+
+// enrolWithin is how long a host tries to enrol.
+const enrolWithin = 2 * time.Minute
 
 // Keep puts the identity in place: from now on the fetcher connects with it.
 func (e Enrolled) Keep() error {

@@ -17,7 +17,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -52,7 +51,8 @@ const (
 	shortestBackOff = 2 * time.Second
 	longestBackOff  = time.Minute
 	refusedBackOff  = 5 * time.Minute // a control plane that says no means it
-	renewEvery      = time.Hour       // that a renewal is tried
+	lookBackOff     = 10 * time.Second
+	renewEvery      = time.Hour // that a renewal is tried
 )
 
 // Fetcher carries documents to one agent.
@@ -129,8 +129,11 @@ func backOff(failures int, err error) time.Duration {
 		return 0
 	}
 	most := min(longestBackOff, shortestBackOff<<min(failures, 10))
-	if isStatus(err, http.StatusUnauthorized) || errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case isStatus(err, http.StatusUnauthorized):
 		most = refusedBackOff
+	case errors.Is(err, errNotEnrolled): // nobody is asked
+		most = min(most, lookBackOff)
 	}
 	return rand.N(most)
 }
@@ -144,8 +147,9 @@ func (s sentAway) Error() string {
 }
 
 var (
-	errRenewed = errors.New("the certificate is renewed: connecting with the new one")
-	errEnough  = errors.New("polled long enough: trying a WebSocket again")
+	errNotEnrolled = errors.New("this host has not enrolled: run jitgate enroll")
+	errRenewed     = errors.New("the certificate is renewed: connecting with the new one")
+	errEnough      = errors.New("polled long enough: trying a WebSocket again")
 )
 
 func isStatus(err error, status int) bool {
@@ -168,7 +172,7 @@ func (f *Fetcher) connect(ctx context.Context) error {
 		f.Log.Warn("the control plane does not know the renewed certificate: back to the one before", "error", gone)
 	}
 	if err != nil {
-		return fmt.Errorf("this host has not enrolled: run jitgate enroll: %w", err)
+		return fmt.Errorf("%w: %w", errNotEnrolled, err)
 	}
 	return f.converse(ctx, current, identityFile)
 }
@@ -310,9 +314,13 @@ func (f *Fetcher) report() uplink.Up {
 	return up
 }
 
-// deliver brings a document to the inbox.
-func (f *Fetcher) deliver(want policy.Type, raw []byte, from string) {
+// deliver brings a document to the inbox. An error means that it could not be
+// written; one that is old, or is none, is left.
+func (f *Fetcher) deliver(want policy.Type, raw []byte, from string) error {
 	i, err := f.inbox.deliver(want, raw)
+	if failed, ok := errors.AsType[writeError](err); ok {
+		return failed
+	}
 	switch {
 	case errors.Is(err, errOld):
 		f.Log.Debug("a document is not delivered", "document", uplink.File(want), "version", i.version, "from", from, "because", err)
@@ -324,4 +332,5 @@ func (f *Fetcher) deliver(want policy.Type, raw []byte, from string) {
 		f.tell()
 		f.mu.Unlock()
 	}
+	return nil
 }

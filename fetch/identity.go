@@ -16,7 +16,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 )
 
 // The files of an identity directory. What is being made stands beside what is
@@ -87,11 +86,6 @@ func (i identity) forTLS() *tls.Certificate {
 		c.Certificate = append(c.Certificate, o.Raw)
 	}
 	return c
-}
-
-// due reports whether a third of the certificate's life is left, or less.
-func (i identity) due(now time.Time) bool {
-	return now.After(i.leaf.NotAfter.Add(-i.leaf.NotAfter.Sub(i.leaf.NotBefore) / 3))
 }
 
 func (i identity) encode() ([]byte, error) {

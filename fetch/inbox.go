@@ -112,6 +112,12 @@ func readPlainFile(path string) ([]byte, error) {
 // errOld is returned for what is not newer than what lies there.
 var errOld = errors.New("not newer than what was delivered")
 
+// writeError is returned where a document could not be written.
+type writeError struct{ err error }
+
+func (e writeError) Error() string { return "the inbox cannot be written: " + e.err.Error() }
+func (e writeError) Unwrap() error { return e.err }
+
 // deliver puts a document into the inbox if it is newer than what lies there.
 func (b *inbox) deliver(want policy.Type, raw []byte) (item, error) {
 	i, err := parseItem(raw)
@@ -131,7 +137,7 @@ func (b *inbox) deliver(want policy.Type, raw []byte) (item, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fmt.Errorf("%w: the agent makes its inbox when it starts", err)
 		}
-		return i, err
+		return i, writeError{err}
 	}
 	b.lies[want] = i
 	return i, nil

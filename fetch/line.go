@@ -183,8 +183,12 @@ func (c *conversation) hear(text []byte) error {
 	}
 	for _, t := range uplink.Documents {
 		i := slices.IndexFunc(down.Documents, func(d uplink.Document) bool { return d.Type == t })
-		if i >= 0 {
-			c.deliver(t, down.Documents[i].Signed, c.URL)
+		if i < 0 {
+			continue
+		}
+		// What could not be written is sent again after a new connection.
+		if err := c.deliver(t, down.Documents[i].Signed, c.URL); err != nil {
+			return err
 		}
 	}
 	c.mu.Lock()
@@ -231,11 +235,13 @@ func (c *conversation) hearFirst() error {
 	return remove(c.IdentityDir, nextFile)
 }
 
-// renewIfDue renews the certificate when it is time, at most once an hour.
+// renewIfDue renews the certificate when the control plane says that it is
+// time, at most once an hour. This host's own clock is not asked: it may be
+// anywhere.
 func (c *conversation) renewIfDue(ctx context.Context) error {
 	now := time.Now()
 	c.mu.Lock()
-	due := c.heard && (c.askedTo || c.identity.due(now))
+	due := c.heard && c.askedTo
 	c.mu.Unlock()
 	c.Fetcher.mu.Lock()
 	due = due && now.Sub(c.renewed).Abs() >= renewEvery

@@ -85,7 +85,10 @@ func (f *Fetcher) lookAt(ctx context.Context, p *plain, base string) {
 		if now := f.report(); now.Status != nil && inForce(raw, now.Have.Of(t)) {
 			continue
 		}
-		f.deliver(t, raw, where)
+		if err := f.deliver(t, raw, where); err != nil {
+			delete(p.tags, where) // the next look reads it again
+			f.Log.Error("a document cannot be delivered", "document", uplink.File(t), "from", where, "error", err)
+		}
 	}
 }
 

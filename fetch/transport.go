@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/gobwas/ws"
@@ -159,7 +160,7 @@ func (t *transport) call(ctx context.Context, method, path string, message []byt
 		return nil, err
 	}
 	if response.StatusCode != http.StatusOK {
-		return nil, &statusError{response.StatusCode, uplink.Trim(string(answer))}
+		return nil, &statusError{response.StatusCode, uplink.Trim(strings.TrimSpace(string(answer)))}
 	}
 	return answer, nil
 }

@@ -55,6 +55,8 @@ const (
 	enrolBurst = 40
 	upRate     = 5 // messages a second of one agent
 	upBurst    = 50
+	lineRate   = 50 // lines of its record a second
+	lineBurst  = 20_000
 )
 
 const (
@@ -74,8 +76,11 @@ type Line struct {
 	enrols  *rate.Limiter
 	metrics metrics
 
+	placed chan struct{} // closed when Run knows from where on it follows
+
 	mu       sync.Mutex
 	sessions map[string]map[*session]struct{} // by Key of the machine
+	limits   map[string]*limits               // the same
 	seen     map[string]time.Time
 	leaving  bool
 	ending   sync.WaitGroup
@@ -87,7 +92,7 @@ func New(c Config) *Line {
 		c.Now = time.Now
 	}
 	l := &Line{Config: c, mux: http.NewServeMux(), turns: make(chan struct{}, atOnce), enrols: rate.NewLimiter(enrolRate, enrolBurst),
-		sessions: map[string]map[*session]struct{}{}, seen: map[string]time.Time{}}
+		placed: make(chan struct{}), sessions: map[string]map[*session]struct{}{}, limits: map[string]*limits{}, seen: map[string]time.Time{}}
 	l.metrics = newMetrics(c.Registry)
 	l.mux.HandleFunc("GET "+uplink.PathCA, l.serveCA)
 	l.mux.HandleFunc("POST "+uplink.PathEnroll, l.serveEnroll)
@@ -143,6 +148,46 @@ func (l *Line) turn(ctx context.Context) (done func(), err error) {
 		return nil, errBusy
 	case <-ctx.Done():
 		return nil, ctx.Err()
+	}
+}
+
+// limits are what one agent may send, by all its connections.
+type limits struct{ ups, lines *rate.Limiter }
+
+// limitsOf returns those of a machine.
+func (l *Line) limitsOf(vm control.VMID) *limits {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := vm.Key()
+	if l.limits[key] == nil {
+		l.limits[key] = &limits{rate.NewLimiter(upRate, upBurst), rate.NewLimiter(lineRate, lineBurst)}
+	}
+	return l.limits[key]
+}
+
+// wait waits until a message with so many lines may be dealt with.
+func (m *limits) wait(ctx context.Context, lines int) error {
+	if err := m.ups.Wait(ctx); err != nil {
+		return err
+	}
+	return m.lines.WaitN(ctx, lines)
+}
+
+// full reports whether nothing is known by them any more.
+func (m *limits) full() bool { return m.ups.Tokens() >= upBurst && m.lines.Tokens() >= lineBurst }
+
+// place waits until Run follows what is committed: a session that reads the
+// store before could miss what comes next.
+func (l *Line) place(ctx context.Context) error {
+	enough := time.NewTimer(queueFor)
+	defer enough.Stop()
+	select {
+	case <-l.placed:
+		return nil
+	case <-enough.C:
+		return errBusy
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -359,6 +404,9 @@ func (l *Line) heard(vm control.VMID) {
 // serveLine is the WebSocket.
 func (l *Line) serveLine(w http.ResponseWriter, r *http.Request) {
 	who, cert, err := l.agent(r)
+	if err == nil {
+		err = l.place(r.Context())
+	}
 	if err == nil && l.isLeaving() {
 		err = errLeaving
 	}

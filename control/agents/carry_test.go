@@ -265,6 +265,48 @@ func TestAgentDown(t *testing.T) {
 	}
 }
 
+// A document that could not be written is not lost: it comes again.
+func TestInboxAppearsLater(t *testing.T) {
+	w := newWorld(t)
+	h := w.host("web1")
+	w.policyOf(h.vm, 1)
+	h.mustEnroll(w)
+	inbox := filepath.Join(h.dir, "inbox")
+	if err := os.RemoveAll(inbox); err != nil {
+		t.Fatal(err)
+	}
+	h.fetching()
+	within(t, 10*time.Second, "it complains", func() bool { return strings.Contains(h.log.String(), "the inbox cannot be written") })
+	h.run() // makes the inbox
+	within(t, 30*time.Second, "the policy is in force", func() bool { return h.versions()[1] == 1 })
+}
+
+// Enrolments that come while the control plane is busy try again.
+func TestEnrolWhileBusy(t *testing.T) {
+	w := newWorld(t)
+	busy := &saysBusy{Handler: w.server.Config.Handler}
+	w.server.Config.Handler = busy
+	h := w.host("web1")
+	h.mustEnroll(w)
+	if busy.asked.Load() != 3 {
+		t.Errorf("asked %d times", busy.asked.Load())
+	}
+}
+
+// saysBusy answers the first two enrolments with 503.
+type saysBusy struct {
+	http.Handler
+	asked atomic.Int64
+}
+
+func (b *saysBusy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == uplink.PathEnroll && b.asked.Add(1) <= 2 {
+		http.Error(w, "busy", http.StatusServiceUnavailable)
+		return
+	}
+	b.Handler.ServeHTTP(w, r)
+}
+
 // What an agent refuses is told, and not sent again and again.
 func TestRefusedDocument(t *testing.T) {
 	w := newWorld(t)

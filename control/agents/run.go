@@ -26,6 +26,7 @@ func (l *Line) Run(ctx context.Context) error {
 		}
 		at, err = l.newest(ctx)
 	}
+	close(l.placed)
 	sweep, seen := time.NewTicker(sweepEvery), time.NewTicker(seenEvery)
 	defer sweep.Stop()
 	defer seen.Stop()
@@ -51,12 +52,15 @@ func (l *Line) Run(ctx context.Context) error {
 	}
 }
 
-// place is how far this replica has read what was committed.
-type place struct{ documents, activity uint64 }
+// cutAfter is how long an agent that is sent away may take to hear why.
+const cutAfter = 3 * time.Second
 
-// newest is the place behind everything there is. Sessions read by themselves
+// position is how far this replica has read what was committed.
+type position struct{ documents, activity uint64 }
+
+// newest is the position behind everything there is. Sessions read by themselves
 // what was committed before they came.
-func (l *Line) newest(ctx context.Context) (at place, err error) {
+func (l *Line) newest(ctx context.Context) (at position, err error) {
 	err = l.Store.View(ctx, func(tx control.Tx) error {
 		// There is no question for the last one: double until there is nothing
 		// behind, then halve.
@@ -97,8 +101,8 @@ func (l *Line) newest(ctx context.Context) (at place, err error) {
 	return at, err
 }
 
-// follow deals with what was committed since, and returns the place behind it.
-func (l *Line) follow(ctx context.Context, at place) (place, error) {
+// follow deals with what was committed since, and returns the position behind it.
+func (l *Line) follow(ctx context.Context, at position) (position, error) {
 	for {
 		var documents []control.Document
 		var lines []control.Activity
@@ -183,6 +187,7 @@ func (l *Line) doubt(ctx context.Context, a control.Activity) error {
 		if s.socket != nil {
 			// Not here: an agent that does not read must not hold up the others.
 			go s.socket.Close(uplink.CloseRefused, "this agent was revoked, or another has taken its place")
+			time.AfterFunc(cutAfter, func() { s.socket.Cut() })
 		}
 		s.cancel()
 	}
@@ -194,6 +199,11 @@ func (l *Line) writeSeen(ctx context.Context) error {
 	l.mu.Lock()
 	seen := l.seen
 	l.seen = map[string]time.Time{}
+	for key, m := range l.limits {
+		if l.sessions[key] == nil && m.full() {
+			delete(l.limits, key)
+		}
+	}
 	l.mu.Unlock()
 	if len(seen) == 0 {
 		return nil
@@ -224,7 +234,7 @@ func (l *Line) leave() error {
 	}()
 	select {
 	case <-gone:
-	case <-time.After(3 * time.Second):
+	case <-time.After(cutAfter):
 		for _, s := range l.listeners("") {
 			s.cancel()
 			if s.socket != nil {

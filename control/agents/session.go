@@ -1,15 +1,12 @@
 package agents
 
 import (
-	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
 	"net/http"
 	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/policy"
@@ -174,16 +171,7 @@ func (s *session) told(ctx context.Context, up uplink.Up) error {
 }
 
 // take deals with a message of the agent.
-func (s *session) take(ctx context.Context, text []byte) error {
-	s.line.metrics.bytes.WithLabelValues("up").Add(float64(len(text)))
-	up, err := uplink.ParseUp(text)
-	if err != nil {
-		return malformed(err)
-	}
-	return s.takeUp(ctx, up)
-}
-
-func (s *session) takeUp(ctx context.Context, up uplink.Up) error {
+func (s *session) take(ctx context.Context, up uplink.Up) error {
 	done, err := s.line.turn(ctx)
 	if err != nil {
 		return err
@@ -232,22 +220,11 @@ func (s *session) serve() {
 }
 
 func (s *session) read() error {
-	limit := rate.NewLimiter(upRate, upBurst)
-	checked := s.line.Now()
 	s.socket.Heard = func() { s.line.heard(s.who.VM) }
 	for {
 		text, err := s.socket.Read(uplink.MaxUp)
 		if err != nil {
 			return err
-		}
-		if err := limit.Wait(s.ctx); err != nil {
-			return err
-		}
-		if now := s.line.Now(); now.Sub(checked) >= recheckEvery {
-			checked = now
-			if err := s.recheck(s.ctx); err != nil {
-				return err
-			}
 		}
 		if err := s.insist(text); err != nil {
 			return err
@@ -258,8 +235,16 @@ func (s *session) read() error {
 // insist takes a message, again and again while the store does not answer: an
 // agent does not have to come anew for that.
 func (s *session) insist(text []byte) error {
+	s.line.metrics.bytes.WithLabelValues("up").Add(float64(len(text)))
+	up, err := uplink.ParseUp(text)
+	if err != nil {
+		return malformed(err)
+	}
+	if err := s.line.limitsOf(s.who.VM).wait(s.ctx, len(up.Lines)); err != nil {
+		return err
+	}
 	for wait := 250 * time.Millisecond; ; wait *= 2 {
-		err := s.take(s.ctx, text)
+		err := s.take(s.ctx, up)
 		refusal := control.AsError(err)
 		passes := err != nil && (refusal == nil || refusal.Kind == control.Unavailable)
 		if !passes || wait > uplink.PingEvery {
@@ -274,20 +259,33 @@ func (s *session) insist(text []byte) error {
 	}
 }
 
-// recheck refuses an agent that has been revoked, or whose certificate is over.
-func (s *session) recheck(ctx context.Context) error {
-	who, err := s.line.recognise(ctx, s.cert)
+// recheck sends an agent away that has been revoked, or whose certificate is
+// over, and says when that is due for renewal. It reports whether the agent
+// may stay.
+func (s *session) recheck() bool {
+	who, err := s.line.recognise(s.ctx, s.cert)
 	if isGone(who, err) {
-		return cmp.Or(err, error(errNoCert))
+		s.socket.Close(uplink.CloseRefused, "the certificate is good no longer")
+		return false
 	}
-	return nil
+	if err == nil && who.Due(s.line.Now()) {
+		s.say(func(d *uplink.Down) { d.Renew = true })
+	}
+	return true
 }
 
 func (s *session) write() {
+	recheck := time.NewTicker(recheckEvery)
+	defer recheck.Stop()
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
+		case <-recheck.C:
+			if !s.recheck() {
+				return
+			}
+			continue
 		case <-s.wake:
 		}
 		down, some := s.next()
@@ -323,6 +321,9 @@ func (l *Line) servePoll(w http.ResponseWriter, r *http.Request) {
 
 func (l *Line) poll(w http.ResponseWriter, r *http.Request) (uplink.Down, error) {
 	who, cert, err := l.agent(r)
+	if err == nil {
+		err = l.place(r.Context())
+	}
 	if err != nil {
 		return uplink.Down{}, err
 	}
@@ -341,7 +342,10 @@ func (l *Line) poll(w http.ResponseWriter, r *http.Request) (uplink.Down, error)
 		return uplink.Down{}, errLeaving
 	}
 	defer s.close()
-	if err := s.takeUp(r.Context(), up); err != nil {
+	if err := l.limitsOf(who.VM).wait(r.Context(), len(up.Lines)); err != nil {
+		return uplink.Down{}, err
+	}
+	if err := s.take(r.Context(), up); err != nil {
 		return uplink.Down{}, err
 	}
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Duration(up.Wait)*time.Second + bodyWithin))
