@@ -103,6 +103,16 @@ func TestAccess(t *testing.T) {
 		t.Errorf("user list of a scope: %s", got)
 	}
 	refuses(t, exitFailed, "no data directory yet", "user", "list", "--data", filepath.Join(t.TempDir(), "none"))
+	// Settings that were forgotten do not make a second database.
+	if err := os.Rename(filepath.Join(dir, databaseFile), filepath.Join(dir, "elsewhere")); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"user", "list"}, {"migrate"}} {
+		refuses(t, exitFailed, "there is no database", append(args, "--data", dir)...)
+	}
+	if _, err := os.Stat(filepath.Join(dir, databaseFile)); !os.IsNotExist(err) {
+		t.Errorf("%v", err)
+	}
 }
 
 // A path too long for a socket's address works as well.

@@ -68,6 +68,10 @@ func withEngine(c *cobra.Command, o *origin, work func(ctx context.Context, e *c
 		if asked || err != nil {
 			return err
 		}
+		// A database made here would be one that no server looks at.
+		if _, err := os.Stat(s.dsn(d)); err != nil {
+			return fmt.Errorf("there is no database: start the server once, or name its settings with --config: %w", err)
+		}
 	}
 	log := hclog.New(&hclog.LoggerOptions{Name: "jitgate-control", Level: hclog.Warn, Output: c.ErrOrStderr()})
 	kept, err := store.Open(c.Context(), s.dsn(d), log)

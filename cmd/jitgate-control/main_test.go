@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -89,12 +90,13 @@ var logLine = regexp.MustCompile(`(?m)^\d{4}-\S+ \[INFO\] .*\n`)
 
 // running is a server that another process is.
 type running struct {
-	dir  string
-	url  string
-	said string // before it served
-	cmd  *exec.Cmd
-	log  *lines
-	done chan error
+	dir   string
+	url   string
+	said  string // before it served
+	after *lines // after
+	cmd   *exec.Cmd
+	log   *lines
+	done  chan error
 }
 
 // lines is a log that is written by one and read by another.
@@ -132,7 +134,7 @@ func start(t testing.TB, dir string, more ...string) *running {
 
 func tryStart(t testing.TB, dir string, env []string, more ...string) (*running, error) {
 	t.Helper()
-	r := &running{dir: dir, log: &lines{}, done: make(chan error, 1)}
+	r := &running{dir: dir, after: &lines{}, log: &lines{}, done: make(chan error, 1)}
 	r.cmd = command(t, append([]string{"serve", "--data", dir, "--listen", "127.0.0.1:0"}, more...)...)
 	r.cmd.Env = append(r.cmd.Env, env...)
 	r.cmd.Stderr = r.log
@@ -152,11 +154,14 @@ func tryStart(t testing.TB, dir string, env []string, more ...string) (*running,
 			if m := servingAt.FindStringSubmatch(s.Text()); m != nil {
 				r.url, r.said = m[1], said.String()
 				close(serving)
-				break
+				continue
+			}
+			if r.url != "" {
+				fmt.Fprintln(r.after, s.Text())
+				continue
 			}
 			said.WriteString(s.Text() + "\n")
 		}
-		io.Copy(io.Discard, out)
 		r.done <- r.cmd.Wait()
 	}()
 	select {

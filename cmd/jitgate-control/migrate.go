@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/hashicorp/go-hclog"
@@ -41,6 +42,11 @@ first; the database that was copied is left as it is.`,
 			d, err := existing(s.data)
 			if err != nil {
 				return err
+			}
+			if !s.overNetwork() {
+				if _, err := os.Stat(s.dsn(d)); err != nil {
+					return fmt.Errorf("there is no database: start the server once, or name its settings with --config: %w", err)
+				}
 			}
 			// A server that runs would go on writing where nobody looks any more.
 			lock, err := d.lock()

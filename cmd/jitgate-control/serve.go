@@ -75,6 +75,17 @@ func (o *origin) load(c *cobra.Command) (settings, error) {
 	return s, nil
 }
 
+// words are the flags by which another command finds the same settings.
+func (o *origin) words(c *cobra.Command) string {
+	all := ""
+	for _, f := range []struct{ name, value string }{{"config", o.config}, {"data", o.data}} {
+		if c.Flags().Changed(f.name) {
+			all += " --" + f.name + " " + f.value
+		}
+	}
+	return all
+}
+
 func newServe() *cobra.Command {
 	var o origin
 	c := &cobra.Command{
@@ -97,7 +108,7 @@ reads the certificate and the log level anew.`,
 			if err != nil {
 				return err
 			}
-			return serve(c, s, func() (settings, error) { return o.load(c) })
+			return serve(c, s, o.words(c), func() (settings, error) { return o.load(c) })
 		},
 	}
 	o.dataFlags(c)
@@ -107,7 +118,7 @@ reads the certificate and the log level anew.`,
 
 // serve runs a server until a signal ends it, or something it cannot do
 // without fails.
-func serve(c *cobra.Command, s settings, again func() (settings, error)) error {
+func serve(c *cobra.Command, s settings, words string, again func() (settings, error)) error {
 	ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	log := hclog.New(&hclog.LoggerOptions{Name: "jitgate-control", Level: s.logLevel, JSONFormat: s.logJSON, Output: c.ErrOrStderr()})
@@ -132,7 +143,7 @@ func serve(c *cobra.Command, s settings, again func() (settings, error)) error {
 	}
 	// A second signal has nobody listening, and ends the process.
 	context.AfterFunc(ctx, stop)
-	return sv.run(ctx, listener, func() { sv.goOn(c.OutOrStdout(), s, port) }, again)
+	return sv.run(ctx, listener, func() { sv.goOn(c.OutOrStdout(), s, port, words) }, again)
 }
 
 // server is a control plane that serves.
@@ -471,8 +482,9 @@ func (sv *server) keepFresh(ctx context.Context, again func() (settings, error))
 	}
 }
 
-// goOn says, once the port is open, where it is and what to do next.
-func (sv *server) goOn(w io.Writer, s settings, port string) {
+// goOn says, once the port is open, where it is and what to do next. words are
+// those that other commands need to work on the same directory.
+func (sv *server) goOn(w io.Writer, s settings, port, words string) {
 	for _, line := range sv.realm.says {
 		fmt.Fprintln(w, line)
 	}
@@ -481,21 +493,22 @@ func (sv *server) goOn(w io.Writer, s settings, port string) {
 	if !sv.admin {
 		return
 	}
-	trusting := ""
+	curl, trusting := "", ""
 	if sv.ca != nil {
-		trusting = " --cacert " + sv.dir.path("tls/ca.pem")
+		ca := sv.dir.path("tls/ca.pem")
+		curl, trusting = " --cacert "+ca, ", and "+ca+" is to be trusted"
 	}
 	fmt.Fprintf(w, `
 Ask it something:
   curl%s -H "Authorization: Bearer $(cat %s)" %s/api/v1/vms
 Azure's SDKs: %[3]s is the endpoint of Resource Manager, the token goes into
-  a credential of yours, and %[4]s is to be trusted.
+  a credential of yours%[4]s.
 People:
-  jitgate-control user add alice@example.com --role JITRequester --scope /subscriptions/S
-  jitgate-control token create --for alice@example.com
+  jitgate-control user add alice@example.com --role JITRequester --scope /subscriptions/S%[5]s
+  jitgate-control token create --for alice@example.com%[5]s
 Hosts, as root, with the token that the first prints:
-  jitgate-control join create --scope /subscriptions/S
+  jitgate-control join create --scope /subscriptions/S%[5]s
   jitgate enroll --control %[3]s --token TOKEN
 Later: docs/control-operation.md; every setting: jitgate-control config
-`, trusting, sv.dir.path(adminTokenFile), public, sv.dir.path("tls/ca.pem"))
+`, curl, sv.dir.path(adminTokenFile), public, trusting, words)
 }

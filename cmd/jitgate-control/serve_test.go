@@ -101,6 +101,27 @@ func TestServe(t *testing.T) {
 			t.Errorf("the first start does not say %q: %s", want, r.said)
 		}
 	}
+	// What it says to do next works as it is written.
+	await(t, func() bool { return strings.Contains(r.after.String(), "jitgate-control config") })
+	did := 0
+	for line := range strings.Lines(strings.ReplaceAll(r.after.String(), "/subscriptions/S", "/subscriptions/s")) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) > 1 && words[0] == "curl":
+			if out, err := exec.Command("sh", "-c", strings.TrimSpace(line)+" -sf").CombinedOutput(); err != nil || !strings.Contains(string(out), "web1") {
+				t.Errorf("%s: %v: %s", line, err, out)
+			}
+			did++
+		case len(words) > 1 && words[0] == "jitgate-control":
+			does(t, words[1:]...)
+			did++
+		case len(words) > 1 && words[0] == "jitgate" && !strings.Contains(line, "--control "+r.url):
+			t.Errorf("%s", line)
+		}
+	}
+	if did != 4 {
+		t.Errorf("%d commands in %s", did, r.after)
+	}
 	before := sums(t, dir)
 	r.stop(t)
 	if _, err := os.Stat(filepath.Join(dir, socketFile)); !errors.Is(err, fs.ErrNotExist) {

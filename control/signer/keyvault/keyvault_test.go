@@ -268,7 +268,7 @@ func TestRefusals(t *testing.T) {
 		{"forged", func(w http.ResponseWriter, _ *http.Request) bool {
 			io.WriteString(w, `{"value":"`+strings.Repeat("AQ", 43)[:86]+`"}`)
 			return true
-		}, "does not hold"},
+		}, "does not hold under the key"},
 		{"no json", func(w http.ResponseWriter, _ *http.Request) bool { io.WriteString(w, `<html>`); return true }, "cannot sign"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
