@@ -226,6 +226,24 @@ func TestGuessing(t *testing.T) {
 	s.call("GET", "/api/v1/whoami", "").want(t, 200)
 }
 
+// Two tokens in one call are none: a proxy may have looked at the other.
+func TestTwoTokens(t *testing.T) {
+	s := newServer(t, options{})
+	r, err := http.NewRequestWithContext(t.Context(), "GET", s.http.URL+"/api/v1/whoami", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header["Authorization"] = []string{"Bearer " + s.owner, "Bearer jgt_other"}
+	w, err := s.http.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Body.Close()
+	if w.StatusCode != 401 {
+		t.Errorf("%d", w.StatusCode)
+	}
+}
+
 // A failure of ours says nothing of the inside, and is found in the log by the
 // id that the caller got.
 func TestFailures(t *testing.T) {

@@ -98,7 +98,7 @@ type server struct {
 	http     *httptest.Server
 	owner    string // token of the Owner of everything
 	log      *logged
-	policies crypto.Signer
+	realm    control.Realm
 	client   *http.Client // checks all that goes in and out against openapi.json
 	checks   *checks
 }
@@ -108,6 +108,7 @@ type options struct {
 	config   func(*Config)
 	identity func(*identity.Config)
 	store    func(control.Store) control.Store
+	beside   *server // a replica of this one, on the store that store returns
 	engine   func(*control.Config)
 	serve    func(*API, *http.Server)
 	now      time.Time
@@ -119,13 +120,18 @@ func newServer(t testing.TB, o options) *server {
 	if o.now.IsZero() {
 		o.now = time.Now().UTC().Truncate(time.Second)
 	}
-	s := &server{t: t, clock: &clock{now: o.now}, store: storetest.SQLite(t), log: &logged{}}
-	if o.store != nil {
-		s.store = o.store(s.store)
+	s := &server{t: t, clock: &clock{now: o.now}, log: &logged{}}
+	if o.beside != nil {
+		s.clock, s.owner, s.realm = o.beside.clock, o.beside.owner, o.beside.realm
+		s.store = o.store(nil)
+	} else {
+		s.store, s.realm = storetest.SQLite(t), newRealm(t, s.clock.Now())
+		if o.store != nil {
+			s.store = o.store(s.store)
+		}
 	}
 	log := hclog.New(&hclog.LoggerOptions{Output: s.log, Level: hclog.Debug})
-	realm := s.realm()
-	s.policies = realm.Policy
+	realm := s.realm
 	if o.unsigned {
 		realm.Policy = nil
 	}
@@ -142,11 +148,13 @@ func newServer(t testing.TB, o options) *server {
 	if s.identity, err = identity.New(ic); err != nil {
 		t.Fatal(err)
 	}
-	token, hash := identity.NewToken()
-	if given, err := control.Bootstrap(t.Context(), s.store, hash, s.clock.Now()); err != nil || !given {
-		t.Fatal(given, err)
+	if o.beside == nil {
+		token, hash := identity.NewToken()
+		if given, err := control.Bootstrap(t.Context(), s.store, hash, s.clock.Now()); err != nil || !given {
+			t.Fatal(given, err)
+		}
+		s.owner = token
 	}
-	s.owner = token
 	c := Config{Engine: s.engine, Identity: s.identity, Store: s.store, Log: log, Registry: prometheus.NewRegistry(), MetricsToken: metricsToken, Now: s.clock.Now}
 	if o.config != nil {
 		o.config(&c)
@@ -173,33 +181,32 @@ func newServer(t testing.TB, o options) *server {
 	return s
 }
 
-// realm makes keys and the trust document over them.
-func (s *server) realm() control.Realm {
-	s.t.Helper()
-	now := s.clock.Now()
+// newRealm makes keys and the trust document over them.
+func newRealm(t testing.TB, now time.Time) control.Realm {
+	t.Helper()
 	trust := policy.Trust{Header: policy.Header{Realm: "test", Version: 1, Issued: now, Expires: now.Add(365 * 24 * time.Hour)}, Roles: []policy.RoleKeys{
 		{Name: policy.RoleRoot, Threshold: 1}, {Name: policy.RolePolicy, Threshold: 1}, {Name: policy.RoleGrant, Threshold: 1, Epoch: 1}}}
 	signers := map[policy.Role]crypto.Signer{}
 	for _, role := range []policy.Role{policy.RoleRoot, policy.RolePolicy, policy.RoleGrant} {
 		_, private, err := ed25519.GenerateKey(nil)
 		if err != nil {
-			s.t.Fatal(err)
+			t.Fatal(err)
 		}
 		key, err := policy.NewKey(private.Public())
 		if err == nil {
 			err = trust.Give(role, key)
 		}
 		if err != nil {
-			s.t.Fatal(err)
+			t.Fatal(err)
 		}
 		signers[role] = private
 	}
 	e := policy.Envelope{Type: policy.TypeTrust, Payload: trust.Encode()}
 	if err := e.Sign(signers[policy.RoleRoot]); err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	if _, err := policy.OpenPinnedTrust(e.Encode(), e.Digest()); err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return control.Realm{Trust: trust, Signed: e.Encode(), Pin: e.Digest(), Grant: signers[policy.RoleGrant], Policy: signers[policy.RolePolicy]}
 }

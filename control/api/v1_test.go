@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/jitgate/jitgate/control"
+	"github.com/jitgate/jitgate/control/store/storetest"
 	"github.com/jitgate/jitgate/policy"
 )
 
@@ -239,7 +240,7 @@ func TestPendingPolicies(t *testing.T) {
 		t.Fatalf("%+v", waiting)
 	}
 	e := policy.Envelope{Type: policy.TypePolicy, Payload: waiting.Value[0].Payload}
-	if err := e.Sign(s.policies); err != nil {
+	if err := e.Sign(s.realm.Policy); err != nil {
 		t.Fatal(err)
 	}
 	var got acceptedOut
@@ -436,6 +437,39 @@ func TestIdempotency(t *testing.T) {
 	for _, bad := range []string{strings.Repeat("k", maxKey+1), `a"b`, "a\tb"} {
 		s.call("POST", path, ask(30), "Idempotency-Key", bad).refused(t, 400, "InvalidHeader")
 	}
+}
+
+// Replicas on one PostgreSQL know of each other's keys, and of each other's
+// lines of the log.
+func TestReplicas(t *testing.T) {
+	dsn := storetest.Shared(t).NewDatabase(t)
+	open := func(control.Store) control.Store { return storetest.Open(t, dsn) }
+	a := newServer(t, options{store: open})
+	b := newServer(t, options{store: open, beside: a})
+	a.guard("vm1")
+	f := b.follow(t, b.owner, "?event=request.initiated")
+	var wg sync.WaitGroup
+	answers := make([]answered, 8)
+	for i := range answers {
+		wg.Go(func() {
+			answers[i] = []*server{a, b}[i%2].call("POST", vmPath("vm1")+"/request", askBody, "Idempotency-Key", "k")
+		})
+	}
+	wg.Wait()
+	for _, got := range answers {
+		if got.want(t, 202); string(got.body) != string(answers[0].body) {
+			t.Errorf("two answers:\n%s\n%s", got.body, answers[0].body)
+		}
+	}
+	var made list[requestOut]
+	answers[0].in(t, &made)
+	if _, line := f.next(); line.Request != made.Value[0].ID {
+		t.Errorf("%+v", line)
+	}
+	// An edit by way of one is seen, and its ETag known, by way of the other.
+	tag := b.call("GET", vmPath("vm1"), "").want(t, 200).header.Get("ETag")
+	a.call("PATCH", vmPath("vm1"), `{"ports":[]}`, "If-Match", tag).want(t, 200)
+	b.call("PATCH", vmPath("vm1"), portsBody, "If-Match", tag).refused(t, 412, "PreconditionFailed")
 }
 
 func TestActivity(t *testing.T) {
