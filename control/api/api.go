@@ -58,6 +58,7 @@ type API struct {
 	// heartbeat is how often a silent stream shows that it lives, so that no
 	// proxy ends it, and how often its token is looked at again.
 	heartbeat time.Duration
+	timeout   time.Duration // of a call that is no stream
 }
 
 // New makes an API.
@@ -75,7 +76,7 @@ func New(c Config) (*API, error) {
 		}
 		c.PublicURL = strings.TrimRight(c.PublicURL, "/")
 	}
-	a := &API{Config: c, table: table(), heartbeat: 15 * time.Second}
+	a := &API{Config: c, table: table(), heartbeat: 15 * time.Second, timeout: CallTimeout}
 	a.routes = newRoutes(a.table)
 	a.document = openAPI(a.table)
 	var err error
@@ -220,7 +221,7 @@ func (c *call) serve() error {
 	c.route, c.params = route, params
 	if !route.long {
 		var cancel context.CancelFunc
-		c.ctx, cancel = context.WithTimeout(c.ctx, CallTimeout)
+		c.ctx, cancel = context.WithTimeout(c.ctx, c.api.timeout)
 		defer cancel()
 	}
 	if c.query, err = url.ParseQuery(c.r.URL.RawQuery); err != nil {

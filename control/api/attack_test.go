@@ -32,6 +32,24 @@ func (u *unwell) Ping(ctx context.Context) error {
 	return u.Store.Ping(ctx)
 }
 
+// stuck is a store that does not come back.
+type stuck struct{ control.Store }
+
+func (stuck) View(ctx context.Context, _ func(control.Tx) error) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A call that takes too long is answered while there is somebody to answer.
+func TestStuckStore(t *testing.T) {
+	s := newServer(t, options{store: func(real control.Store) control.Store { return stuck{real} },
+		serve: func(a *API, _ *http.Server) { a.timeout = 50 * time.Millisecond }})
+	a := s.call("GET", defaultPath+version, "")
+	if a.code(t); a.status != 503 || a.header.Get("Retry-After") == "" {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
 func (u *unwell) View(ctx context.Context, f func(control.Tx) error) error {
 	switch {
 	case u.panic.Load():
@@ -224,6 +242,30 @@ func TestGuessing(t *testing.T) {
 		t.Errorf("%d of 60 guesses were slowed down", slowed)
 	}
 	s.call("GET", "/api/v1/whoami", "").want(t, 200)
+}
+
+// Ids that a client gives are taken where they are ids.
+func TestRequestIDs(t *testing.T) {
+	s := newServer(t, options{})
+	const id = "A6F7A1D8-3f9a-4b07-9a3e-0d4b7c2f5e01"
+	for _, c := range []struct{ name, given, asked, want string }{
+		{"x-ms-correlation-request-id", id, "", id},
+		{"x-ms-correlation-request-id", "not an id", "", "-"},
+		{"x-ms-correlation-request-id", id + id, "", "-"},
+		{"x-ms-correlation-request-id", strings.ReplaceAll(id, "-", "x"), "", "-"},
+		{"x-ms-client-request-id", id, "true", id},
+		{"x-ms-client-request-id", "anything goes", "True", "anything goes"},
+		{"x-ms-client-request-id", id, "false", ""},
+		{"x-ms-client-request-id", id, "", ""},
+		{"x-ms-client-request-id", strings.Repeat("x", 129), "true", ""},
+		{"x-ms-client-request-id", "\x80", "true", ""},
+	} {
+		a := s.as("", "GET", "/healthz", "", c.name, c.given, "x-ms-return-client-request-id", c.asked)
+		own, got := a.header.Get("x-ms-request-id"), a.header.Get(c.name)
+		if want := strings.ReplaceAll(c.want, "-", map[bool]string{true: own, false: "-"}[c.want == "-"]); got != want || !isUUID(own) {
+			t.Errorf("%s %q: %q, want %q", c.name, c.given, got, want)
+		}
+	}
 }
 
 // Two tokens in one call are none: a proxy may have looked at the other.
