@@ -94,7 +94,9 @@ func TestAccess(t *testing.T) {
 		if got := does(t, "join", "list", "--data", dir); strings.Contains(got, token.ID) {
 			t.Errorf("join list after revoke: %s", got)
 		}
-		does(t, "join", "create", "--vm", vm1, "--data", dir)
+		if got := does(t, "join", "create", "--vm", vm1, "--data", dir); !strings.Contains(got, "jitgate enroll --control https://") || serving && !strings.Contains(got, "--control "+r.url+" --token jgj_") {
+			t.Errorf("join create: %s", got)
+		}
 		refuses(t, exitUsage, "--vm: ", "join", "create", "--vm", "web1", "--data", dir)
 		refuses(t, exitUsage, "one of them", "join", "create", "--vm", vm1, "--scope", "/", "--data", dir)
 		refuses(t, exitUsage, "--uses 0", "join", "create", "--scope", "/", "--uses", "0", "--data", dir)

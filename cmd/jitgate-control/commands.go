@@ -47,7 +47,12 @@ func localOwner() control.Caller {
 	}
 }
 
-type engineKey struct{}
+// What the context of a command has: the engine of the server that runs it,
+// and what agents are told to call.
+type (
+	engineKey struct{}
+	publicKey struct{}
+)
 
 // withEngine runs work on the engine: of the server that runs this command for
 // another process, or one of its own; or has a running server run it all.
@@ -94,7 +99,11 @@ func withEngine(c *cobra.Command, o *origin, work func(ctx context.Context, e *c
 		}
 		config.ServerCA = own.fingerprint()
 	}
-	return work(c.Context(), control.New(config), localOwner())
+	_, port, err := net.SplitHostPort(s.listen)
+	if err != nil {
+		return err
+	}
+	return work(context.WithValue(c.Context(), publicKey{}, s.public(port)), control.New(config), localOwner())
 }
 
 // order is a command that a server is asked to run.
@@ -205,7 +214,7 @@ func (sv *server) serveCommands(ctx context.Context, l net.Listener) error {
 				http.Error(w, "not a command", http.StatusBadRequest)
 				return
 			}
-			text, err := json.Marshal(runFor(r.Context(), sv.engine, in.Args))
+			text, err := json.Marshal(runFor(context.WithValue(r.Context(), publicKey{}, sv.public), sv.engine, in.Args))
 			if err != nil {
 				http.Error(w, err.Error(), http.StatusInternalServerError)
 				return

@@ -62,6 +62,25 @@ func TestKeysList(t *testing.T) {
 	}
 }
 
+// There is time to make the next trust document before the one in force ends.
+func TestTrustEnds(t *testing.T) {
+	end := time.Date(2030, 6, 1, 0, 0, 0, 0, time.UTC)
+	trust := policy.Trust{Header: policy.Header{Expires: end}}
+	for _, c := range []struct {
+		at   time.Time
+		want string
+	}{
+		{end.Add(-trustWarning), ""},
+		{end.Add(-trustWarning + time.Second), "ends at 2030-06-01T00:00:00Z"},
+		{end.Add(-time.Second), "ends at"},
+		{end, "is over since"},
+	} {
+		if got := trustEnds(trust, c.at); c.want == "" && got != "" || !strings.Contains(got, c.want) {
+			t.Errorf("at %v: %q", c.at, got)
+		}
+	}
+}
+
 // signedNext is the next trust document of a directory, edited and signed by
 // its root key.
 func signedNext(t testing.TB, dir string, root string, change func(*policy.Trust)) []byte {

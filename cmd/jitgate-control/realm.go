@@ -99,13 +99,22 @@ func (d directory) realm(ctx context.Context, s realmSettings, store control.Sto
 	if why != "" {
 		r.says = append(r.says, why)
 	}
-	switch left := r.Trust.Expires.Sub(now); {
-	case left <= 0:
-		r.says = append(r.says, fmt.Sprintf("The trust document is over since %s: hosts open nothing. See jitgate-control keys rotate-help.", policy.FormatTime(r.Trust.Expires)))
-	case left < trustWarning:
-		r.says = append(r.says, fmt.Sprintf("The trust document ends at %s: see jitgate-control keys rotate-help.", policy.FormatTime(r.Trust.Expires)))
+	if ends := trustEnds(r.Trust, now); ends != "" {
+		r.says = append(r.says, ends)
 	}
 	return r, nil
+}
+
+// trustEnds says what is to be done about a trust document that is over, or
+// soon will be; nothing if there is time.
+func trustEnds(t policy.Trust, now time.Time) string {
+	switch left := t.Expires.Sub(now); {
+	case left <= 0:
+		return fmt.Sprintf("The trust document is over since %s: hosts open nothing. See jitgate-control keys rotate-help.", policy.FormatTime(t.Expires))
+	case left < trustWarning:
+		return fmt.Sprintf("The trust document ends at %s: see jitgate-control keys rotate-help.", policy.FormatTime(t.Expires))
+	}
+	return ""
 }
 
 // meta reads a value of the store; nil is none.

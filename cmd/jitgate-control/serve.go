@@ -157,6 +157,7 @@ type server struct {
 	cert     certificate
 	tickets  *tickets
 	metrics  string // the token
+	public   string // URL
 	admin    bool   // the admin token was made just now
 	log      hclog.Logger
 	now      func() time.Time
@@ -317,10 +318,15 @@ func (sv *server) openCertificate(s settings) error {
 
 // build puts the parts together.
 func (sv *server) build(s settings, public string) error {
+	sv.public = public
 	registry := prometheus.NewRegistry()
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "jitgate_control_build_info", Help: "Always 1; the labels say what runs."}, []string{"version", "commit", "go"})
 	info.WithLabelValues(version, commit, runtime.Version()).Set(1)
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), info)
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), info,
+		// What ends by itself, for whoever watches that nothing does.
+		until("certificate", "The end of the server's certificate", func() time.Time { return sv.cert.now.Load().Leaf.NotAfter }),
+		until("agents_ca", "The end of the authority of agents' certificates", func() time.Time { return sv.agentsCA.cert.NotAfter }),
+		until("trust", "The end of the trust document, after which hosts open nothing", func() time.Time { return sv.realm.Trust.Expires }))
 
 	config := control.Config{
 		Store: sv.store, Realm: sv.realm.Realm, Now: sv.now, Log: sv.log.Named("engine"),
@@ -374,6 +380,12 @@ func (sv *server) build(s settings, public string) error {
 	}
 	sv.http.TLSConfig = sv.tls
 	return nil
+}
+
+// until is a metric: when something ends, in seconds since 1970.
+func until(name, help string, end func() time.Time) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "jitgate_control_" + name + "_expiry_timestamp_seconds", Help: help + ", as a Unix time."},
+		func() float64 { return float64(end().Unix()) })
 }
 
 // run serves until ctx ends, and then stops in order: it says that it is not
@@ -451,6 +463,8 @@ func (sv *server) keepFresh(ctx context.Context, again func() (settings, error))
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, reloadSignal)
 	defer signal.Stop(reload)
+	days := time.NewTicker(24 * time.Hour)
+	defer days.Stop()
 	certificates := time.NewTicker(certificateCheck)
 	defer certificates.Stop()
 	tickets := time.NewTicker(ticketCheck)
@@ -459,6 +473,11 @@ func (sv *server) keepFresh(ctx context.Context, again func() (settings, error))
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-days.C:
+			if says := trustEnds(sv.realm.Trust, sv.now()); says != "" {
+				sv.log.Warn(says)
+			}
+			continue
 		case <-tickets.C:
 			if err := sv.tickets.apply(ctx, sv.tls); err != nil && ctx.Err() == nil {
 				sv.log.Warn("the keys of TLS sessions stay as they are", "error", err)

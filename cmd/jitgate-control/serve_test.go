@@ -73,7 +73,7 @@ func TestServe(t *testing.T) {
 		}
 	}
 	status, body := r.ask(t, c, "GET", "/metrics", r.token(t, metricsTokenFile), "")
-	for _, name := range []string{"jitgate_control_build_info{", "go_goroutines ", "process_open_fds "} {
+	for _, name := range []string{"jitgate_control_build_info{", "go_goroutines ", "process_open_fds ", "jitgate_control_certificate_expiry_timestamp_seconds 1", "jitgate_control_trust_expiry_timestamp_seconds 1"} {
 		if text, _ := body["text"].(string); status != 200 || !strings.Contains(text, name) {
 			t.Errorf("metrics: %d, without %s", status, name)
 		}
