@@ -371,6 +371,21 @@ func TestLayerReplicas(t *testing.T) {
 	}
 }
 
+// A replica that is stopped with the question on its way writes the answer
+// down.
+func TestLayerStops(t *testing.T) {
+	p, o, _ := layered(t)
+	stopping, stop := context.WithCancel(t.Context())
+	o.during = stop
+	r := p.initiate(ann, wants("vm1", 22, "203.0.113.7", "PT1H"))
+	if worked, _, err := p.LayerRounds()(stopping); err != nil || !worked {
+		t.Fatal(worked, err)
+	}
+	if l := p.layer(r.ID); l.Taken.IsZero() {
+		t.Errorf("%+v", l)
+	}
+}
+
 // doomed is a store that takes nothing more once ctx has ended, as for a process
 // that was killed.
 type doomed struct {
