@@ -551,6 +551,28 @@ func TestNarrowingRevokesWhatIsOutside(t *testing.T) {
 	}
 }
 
+// While a newer grant takes over from an older one, an edit shortens both.
+func TestNarrowingWhileAGrantTakesOver(t *testing.T) {
+	p := newPlane(t)
+	p.put("default", machine("vm1", rule(22, "PT3H")))
+	alice := as("alice", "Owner")
+	p.initiate(alice, wants("vm1", 22, "", "PT3H"))
+	p.pass(time.Minute)
+	p.initiate(alice, wants("vm1", 22, "", "PT3H"))
+	p.pass(time.Minute)
+	p.put("default", machine("vm1", rule(22, "PT2H59M")))
+	h := host{vm: vmID("vm1")}
+	h.deliver(p, p.clock())
+	equal(t, "on the list", len(h.grants.Grants), 2)
+	equal(t, "open", len(h.open(t, p.clock())), 1) // fails if the agent refuses one
+	// Once the newer one has begun by every clock, the older one goes.
+	p.pass(policy.Skew)
+	p.initiate(alice, wants("vm1", 22, "192.0.2.1", "PT5M"))
+	h.deliver(p, p.clock())
+	equal(t, "on the list", len(h.grants.Grants), 2)
+	equal(t, "open", p.openAt("vm1", -policy.Skew+time.Second), "[22 192.0.2.1/32 22 203.0.113.7/32]")
+}
+
 func TestDeletePolicyRevokes(t *testing.T) {
 	p := newPlane(t)
 	p.put("default", machine("vm1", rule(22, "PT3H")))

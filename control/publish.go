@@ -64,7 +64,7 @@ func grantsDocument(h policy.Header, epoch uint64, vm VMID, policyVersion uint64
 				if err != nil {
 					return doc, fmt.Errorf("stored request %s: %w", r.ID, err)
 				}
-				for _, t := range p.terms() {
+				for _, t := range p.terms(now) {
 					add(policy.Grant{ID: t.ID, Number: p.Number, Sources: sources, Start: t.From, End: t.Until,
 						Requestor: cut(cmp.Or(r.Requestor, r.Principal), 256), Justification: r.Justification})
 				}

@@ -231,9 +231,14 @@ func (p *RequestPort) grant(id string, now time.Time, longest time.Duration) {
 	p.From, p.Until = window(now, p.End, longest)
 }
 
-// terms are the grants of the port that belong on the list.
-func (p RequestPort) terms() []Term {
-	return append(slices.Clone(p.Earlier), Term{p.GrantID, p.From, p.Until})
+// terms are the grants of the port that belong on a list made at now. Once the
+// port's own has begun by every clock, those before it are not needed.
+func (p RequestPort) terms(now time.Time) []Term {
+	own := Term{p.GrantID, p.From, p.Until}
+	if !p.From.After(now.Add(-policy.Skew)) {
+		return []Term{own}
+	}
+	return append(slices.Clone(p.Earlier), own)
 }
 
 // takeOver keeps the grants terms, which p takes the place of, on the list
@@ -285,16 +290,21 @@ func (p *RequestPort) confine(entry PolicyVM, now time.Time) (why string, err er
 		return why, nil
 	}
 	left := p.Length
-	if p.Status != Pending {
+	switch {
+	case p.Status != Pending:
 		left = p.Until.Sub(now)
-	} else if left == 0 {
+	case left == 0:
 		left = p.End.Sub(now) - policy.Skew
 	}
 	if left > b.longest {
 		return policy.FormatDuration(left) + " to go, " + rule.MaxDuration + " allowed", nil
 	}
-	if p.Status != Pending && p.From.Before(p.Until.Add(-b.longest)) {
-		p.From = p.Until.Add(-b.longest)
+	if p.Status == Pending {
+		return "", nil
+	}
+	p.From = later(p.From, p.Until.Add(-b.longest))
+	for i, t := range p.Earlier {
+		p.Earlier[i].From = later(t.From, t.Until.Add(-b.longest))
 	}
 	return "", nil
 }
@@ -554,7 +564,7 @@ func (ed *edit) replace(r *Request) error {
 					continue
 				}
 				if p.Status != Pending {
-					before[n] = append(before[n], p.terms()...)
+					before[n] = append(before[n], p.terms(ed.now)...)
 				}
 				p.end(NewerRequestInitiated, ed.now)
 				ed.tell(ed.portLine("request.revoked", ActionInitiate, o, at, *p, "request "+r.ID+" took its place"))
@@ -770,7 +780,7 @@ func (ed *edit) extend(p Policy, vm VMID, port *RequestPort, by time.Duration) e
 	if err != nil {
 		return err
 	}
-	before := port.terms()
+	before := port.terms(ed.now)
 	port.Length, port.End = by, ed.now.Add(by)
 	port.From, port.Until = window(ed.now, port.End, b.longest)
 	if port.From.After(ed.now.Add(-policy.Skew)) {

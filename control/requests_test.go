@@ -314,17 +314,51 @@ func TestNewerRequest(t *testing.T) {
 				h.deliver(p, end)
 				equal(t, "open at the end", len(h.open(t, end)), 0)
 				// Revoked, nothing of either is left.
-				again := p.initiate(alice, wants("vm1", 22, "", "PT3H"))
+				p.initiate(alice, wants("vm1", 22, "", "PT3H"))
 				p.initiate(alice, wants("vm1", 22, "", "PT2H59M30S"))
 				last := p.get().Requests
 				if _, err := p.Revoke(t.Context(), alice, last[len(last)-1].ID, ""); err != nil {
 					t.Fatal(err)
 				}
-				_ = again
 				h.deliver(p, p.clock())
 				equal(t, "open once revoked", len(h.open(t, p.clock())), 0)
 			})
 		}
+	}
+}
+
+// A grant that stays on the list beside a newer one does not outlast it.
+func TestOlderGrantEndsWithTheNewer(t *testing.T) {
+	p := newPlane(t)
+	p.put("default", machine("vm1", rule(22, "PT3H")))
+	alice := as("alice", "Owner")
+	p.initiate(alice, wants("vm1", 22, "", "PT3H"))
+	p.pass(10 * time.Second)
+	newer := p.initiate(alice, wants("vm1", 22, "", "PT2H59M"))
+	h := host{vm: vmID("vm1")}
+	h.deliver(p, p.clock())
+	equal(t, "on the list", len(h.grants.Grants), 2)
+	for _, g := range h.grants.Grants {
+		if g.End.After(newer.VMs[0].Ports[0].End) {
+			t.Errorf("grant until %s, the newer request asks until %s", g.End, newer.VMs[0].Ports[0].End)
+		}
+	}
+}
+
+// The instant of the end is over already, to agents as to people.
+func TestTheInstantOfTheEnd(t *testing.T) {
+	p := newPlane(t)
+	p.put("default", machine("vm1", rule(22, "PT3H")))
+	until := p.initiate(owner, wants("vm1", 22, "", "PT1H")).VMs[0].Ports[0].Until
+	h := host{vm: vmID("vm1")}
+	h.deliver(p, p.clock())
+	for _, c := range []struct {
+		at   time.Time
+		open bool
+	}{{until.Add(-1), true}, {until, false}} {
+		p.pass(c.at.Sub(p.clock()))
+		equal(t, "by the request", p.get().Requests[0].Open(), c.open)
+		equal(t, "by the agent", len(h.open(t, c.at)) > 0, c.open)
 	}
 }
 
