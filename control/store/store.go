@@ -62,9 +62,10 @@ type dialect interface {
 	contains(column string) string
 }
 
-// callsAtMost is the longest a View or an Update may take. A disk that hangs or
-// a server that is cut off must not hold its callers for ever.
-const callsAtMost = 30 * time.Second
+// stepAtMost is the longest that one step may take: the wait for a turn, a
+// statement. A disk that hangs or a server that is cut off must not hold its
+// callers for ever; a copy of a whole store may take its time.
+const stepAtMost = 30 * time.Second
 
 // commitPatience is how long a commit may take. A commit is not broken off
 // with the call: nobody would know what became of it.
@@ -140,19 +141,17 @@ func (s *store) enter() error {
 
 // Ping reports whether the store answers.
 func (s *store) Ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, callsAtMost, errBound)
-	defer cancel()
 	if err := s.enter(); err != nil {
 		return err
 	}
 	defer s.running.Done()
+	ctx, cancel := step(ctx)
+	defer cancel()
 	return s.judge(ctx, s.ping(ctx))
 }
 
 // View runs f on one consistent state.
 func (s *store) View(ctx context.Context, f func(control.Tx) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, callsAtMost, errBound)
-	defer cancel()
 	return s.transact(ctx, s.reader, func(x *sql.Tx) (changed bool, err error) {
 		return false, run(f, &tx{store: s, ctx: ctx, sql: x, readOnly: true})
 	})
@@ -160,23 +159,28 @@ func (s *store) View(ctx context.Context, f func(control.Tx) error) error {
 
 // Update runs f and commits.
 func (s *store) Update(ctx context.Context, f func(control.Tx) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, callsAtMost, errBound)
-	defer cancel()
 	return s.transact(ctx, s.writer, func(x *sql.Tx) (changed bool, err error) {
-		if err := s.begun(ctx, x); err != nil {
-			return false, s.judge(ctx, err)
+		if err := s.took(ctx, x, s.begun); err != nil {
+			return false, err
 		}
 		t := &tx{store: s, ctx: ctx, sql: x}
 		if err := run(f, t); err != nil {
 			return false, err
 		}
 		if t.changed {
-			if err := s.announce(ctx, x); err != nil {
-				return false, s.judge(ctx, err)
+			if err := s.took(ctx, x, s.announce); err != nil {
+				return false, err
 			}
 		}
 		return t.changed, nil
 	})
+}
+
+// took takes a step of the engine's.
+func (s *store) took(ctx context.Context, x *sql.Tx, do func(context.Context, *sql.Tx) error) error {
+	ctx, cancel := step(ctx)
+	defer cancel()
+	return s.judge(ctx, do(ctx, x))
 }
 
 // run runs f. What failed in it is not committed in part, and not taken for
@@ -204,7 +208,7 @@ func (s *store) transact(ctx context.Context, lend lend, f func(*sql.Tx) (change
 	defer end()
 	conn, x, err := s.begin(ctx, whole, end, lend)
 	if err != nil {
-		return s.judge(ctx, err)
+		return err
 	}
 	defer conn.Close()
 	defer x.Rollback() // after a commit, nothing
@@ -231,11 +235,13 @@ func (s *store) transact(ctx context.Context, lend lend, f func(*sql.Tx) (change
 // begun, nothing has happened: a connection that broke while nobody used it
 // is replaced.
 func (s *store) begin(ctx, whole context.Context, end func(), lend lend) (*sql.Conn, *sql.Tx, error) {
+	ctx, cancel := step(ctx)
+	defer cancel()
 	defer context.AfterFunc(ctx, end)()
 	for try := 0; ; try++ {
 		conn, options, err := lend(ctx)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, s.judge(ctx, err)
 		}
 		x, err := conn.BeginTx(whole, options)
 		if err == nil {
@@ -243,7 +249,7 @@ func (s *store) begin(ctx, whole context.Context, end func(), lend lend) (*sql.C
 		}
 		conn.Close()
 		if ctx.Err() != nil || try == connectionsAtMost || !s.passing(err) {
-			return nil, nil, err
+			return nil, nil, s.judge(ctx, err)
 		}
 	}
 }
@@ -251,8 +257,13 @@ func (s *store) begin(ctx, whole context.Context, end func(), lend lend) (*sql.C
 // connectionsAtMost bounds the connections to a database.
 const connectionsAtMost = 16
 
-// errBound is why a call that took too long was ended.
-var errBound = fmt.Errorf("the database took longer than %v", callsAtMost)
+// errBound is why a step that took too long was ended.
+var errBound = fmt.Errorf("the database took longer than %v", stepAtMost)
+
+// step is the context of one step of a call.
+func step(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, stepAtMost, errBound)
+}
 
 // judge makes of an error of the engine's what callers can tell apart: the
 // caller's own end, what passes by itself, and what is wrong with us.

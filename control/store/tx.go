@@ -52,12 +52,14 @@ func (t *tx) write(query string, args []any) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	r, err := t.sql.ExecContext(t.ctx, t.store.query(query), args...)
+	ctx, cancel := step(t.ctx)
+	defer cancel()
+	r, err := t.sql.ExecContext(ctx, t.store.query(query), args...)
 	if err != nil {
-		return 0, t.store.judge(t.ctx, err)
+		return 0, t.store.judge(ctx, err)
 	}
 	n, err := r.RowsAffected()
-	return int(n), t.store.judge(t.ctx, err)
+	return int(n), t.store.judge(ctx, err)
 }
 
 // put writes a row whose last argument is v as a document.
@@ -77,7 +79,9 @@ func (t *tx) read(each func(*sql.Rows) error, query string, args ...any) error {
 	if err != nil {
 		return err
 	}
-	rows, err := t.sql.QueryContext(t.ctx, t.store.query(query), args...)
+	ctx, cancel := step(t.ctx)
+	defer cancel()
+	rows, err := t.sql.QueryContext(ctx, t.store.query(query), args...)
 	if err == nil {
 		defer rows.Close()
 		for rows.Next() {
@@ -87,7 +91,7 @@ func (t *tx) read(each func(*sql.Rows) error, query string, args ...any) error {
 		}
 		err = rows.Err()
 	}
-	if err = t.store.judge(t.ctx, err); err != nil {
+	if err = t.store.judge(ctx, err); err != nil {
 		t.failed = err
 	}
 	return err
