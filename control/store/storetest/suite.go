@@ -676,7 +676,8 @@ func rolesAndAssignments(t *testing.T, s control.Store) {
 		}
 		return errors.Join(append(errs, x.DeleteRole("A"), x.PutAssignment(control.Assignment{Principal: "pb", Role: "R", Scope: "/"}))...)
 	})
-	many := []string{"pb", "pC", "pb", "nobody", "PA"}
+	// More than one statement may have, and one of them again and again.
+	many := append(slices.Repeat([]string{"pb"}, 1100), "pC", "nobody", "PA")
 	for i := range 1100 {
 		many = append(many, fmt.Sprintf("group:%d", i))
 	}
