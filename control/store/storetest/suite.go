@@ -489,6 +489,16 @@ func machines(t *testing.T, s control.Store) {
 		}
 		return nil
 	})
+	update(t, s, func(x control.Tx) error {
+		return x.DeletePolicy(control.PolicyID{Subscription: "s1", Group: "g", Location: "west", Name: "p"})
+	})
+	view(t, s, func(x control.Tx) error {
+		b, err := only(x.Machines(control.VMFilter{Scope: Machine("s1", "g", "b").Scope()}))
+		if b.Named {
+			t.Error("a policy that is gone names a machine")
+		}
+		return err
+	})
 	update(t, s, func(x control.Tx) error { return x.DeleteVM(Machine("s1", "g", "b")) })
 	check("a-2 a_1", control.VMFilter{Scope: "/subscriptions/s1/resourcegroups/g"})
 }
