@@ -139,6 +139,22 @@ func TestOneProcessByAnyName(t *testing.T) {
 	}
 }
 
+// Whatever else writes to the file, such as its own command line, waits for an
+// Update from its beginning: what the Update reads stays true.
+func TestUpdateHoldsTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.db")
+	s := storetest.Open(t, path)
+	err := s.Update(t.Context(), func(control.Tx) error {
+		if err := raw(t, path, "INSERT INTO meta VALUES ('name', '')"); err == nil || !strings.Contains(err.Error(), "locked") {
+			t.Errorf("another wrote during an Update: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestFileNames(t *testing.T) {
 	for _, name := range []string{"a b.db", "a?mode=memory.db", "a#b.db", "a%41.db", "ü.db", "a&b=c;d.db", ":memory:"} {
 		path := filepath.Join(t.TempDir(), name)
@@ -342,6 +358,11 @@ func TestBackup(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "y-wal"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	bare := filepath.Join(dir, "bare")
+	if err := raw(t, bare, "CREATE TABLE schema_version (version, name, sum)"); err != nil {
+		t.Fatal(err)
+	}
+	refused["restored from one without a schema"] = store.Restore(t.Context(), bare, filepath.Join(dir, "x"))
 	refused["restored beside a log's rest"] = store.Restore(t.Context(), copied, filepath.Join(dir, "y"))
 	for name, err := range refused {
 		if err == nil {
