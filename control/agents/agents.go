@@ -421,7 +421,10 @@ func (l *Line) serveLine(w http.ResponseWriter, r *http.Request) {
 	socket := uplink.NewSocket(conn, rw.Reader, false)
 	s := l.open(who, cert, socket)
 	if s == nil {
-		socket.Close(uplink.CloseGoing, "this replica stops")
+		if socket.Write(uplink.Encode(uplink.Down{BackOff: jitter()})) == nil {
+			socket.Close(uplink.CloseGoing, "this replica stops")
+		}
+		socket.Cut()
 		return
 	}
 	s.serve()

@@ -3,7 +3,14 @@ package agents_test
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -415,6 +422,7 @@ func TestRestart(t *testing.T) {
 	within(t, 10*time.Second, "the agent is heard", func() bool { return w.vm(h.vm).Agent.Mode == "enforce" })
 	s := w.mustDial(h.identity())
 	say(t, s, uplink.Up{Have: uplink.Versions{Trust: 1}})
+	hear(t, s) // it is there
 	w.stop()
 	for {
 		if d := hear(t, s); d.BackOff > 0 {
@@ -438,16 +446,23 @@ func TestRestart(t *testing.T) {
 func TestStorm(t *testing.T) {
 	const count = 200
 	w := newWorld(t)
-	host := w.host("web0")
-	host.mustEnroll(w)
-	cert := host.identity()
-	w.policyOf(host.vm, 1)
-	w.grantsOf(host.vm, 3)
+	var certs []tls.Certificate
+	var vms []control.VMID
+	for i := range count {
+		vm := vmID(fmt.Sprintf("web%d", i))
+		key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+		csr := must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key))(t)
+		e := must(w.engine.Enrol(t.Context(), control.EnrolInput{Token: w.join(vm.Scope(), 1), HostID: vm.String(), CSR: csr}))(t)
+		block, _ := pem.Decode(e.Chain)
+		certs, vms = append(certs, tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key}), append(vms, vm)
+		w.policyOf(vm, 1)
+		w.grantsOf(vm, uint64(i)+1)
+	}
 	var all sync.WaitGroup
 	var good atomic.Int64
-	for range count {
+	for i := range count {
 		all.Go(func() {
-			s, _, err := w.dial(&cert)
+			s, _, err := w.dial(&certs[i])
 			if err != nil {
 				t.Error(err)
 				return
@@ -466,6 +481,11 @@ func TestStorm(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 					return
+				}
+				for _, doc := range d.Documents {
+					if doc.Type == policy.TypeGrants && doc.Version != uint64(i)+1 {
+						t.Errorf("%s gets version %d", vms[i], doc.Version)
+					}
 				}
 				got += len(d.Documents)
 			}
