@@ -72,6 +72,14 @@ func TestServe(t *testing.T) {
 			a.Body.Close()
 		}
 	}
+	// Clients that can, speak HTTP/2.
+	two := r.client(t)
+	two.Transport.(*http.Transport).ForceAttemptHTTP2 = true
+	if a, err := two.Get(r.url + "/healthz"); err != nil || a.ProtoMajor != 2 {
+		t.Errorf("HTTP/2: %v %v", a, err)
+	} else {
+		a.Body.Close()
+	}
 	status, body := r.ask(t, c, "GET", "/metrics", r.token(t, metricsTokenFile), "")
 	for _, name := range []string{"jitgate_control_build_info{", "go_goroutines ", "process_open_fds ", "jitgate_control_certificate_expiry_timestamp_seconds 1", "jitgate_control_trust_expiry_timestamp_seconds 1"} {
 		if text, _ := body["text"].(string); status != 200 || !strings.Contains(text, name) {
