@@ -158,3 +158,37 @@ func TestMigrate(t *testing.T) {
 	r.stop(t)
 	refuses(t, exitUsage, "--to: not an address", "migrate", "--to", "somewhere", "--data", dir)
 }
+
+// A database that goes away takes nothing with it: the server says that it is
+// not ready, refuses with 503, and goes on by itself when it is back.
+func TestDatabaseAway(t *testing.T) {
+	server := storetest.Server(t)
+	r, err := tryStart(t, filepath.Join(t.TempDir(), "data"), []string{databaseVariable + "=" + server.NewDatabase(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := r.token(t, adminTokenFile)
+	if status, body := r.ask(t, r.client(t), "PUT", policy1+version1, admin, policyBody); status/100 != 2 {
+		t.Fatalf("PUT: %d %v", status, body)
+	}
+	ready := func(want int) func() bool {
+		return func() bool {
+			status, _ := r.ask(t, r.client(t), "GET", "/readyz", "", "")
+			return status == want
+		}
+	}
+	server.Kill(t)
+	await(t, ready(503))
+	if status, body := r.ask(t, r.client(t), "DELETE", policy1+version1, admin, ""); status != 503 {
+		t.Errorf("DELETE without a database: %d %v", status, body)
+	}
+	if status, _ := r.ask(t, r.client(t), "GET", "/healthz", "", ""); status != 200 {
+		t.Errorf("the process answers: %d", status)
+	}
+	server.Start(t)
+	await(t, ready(200))
+	if status, body := r.ask(t, r.client(t), "GET", policy1+version1, admin, ""); status != 200 {
+		t.Errorf("GET afterwards: %d %v", status, body)
+	}
+	r.stop(t)
+}
