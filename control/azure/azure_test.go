@@ -321,6 +321,51 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// A port that names no source is not passed on: Azure would open it for us.
+func TestNoSource(t *testing.T) {
+	m, j, _ := newStandIn(t)
+	layers, err := j.Initiate(context.Background(), ask(t, vmID("vm1"), port(22, time.Hour)))
+	if err != nil || layers[0] == nil || !strings.Contains(layers[0].Error, "names no source") || !layers[0].Until.IsZero() || len(m.bodies) > 0 {
+		t.Errorf("%+v, %v, %v", layers, err, m.bodies)
+	}
+}
+
+func TestMarked(t *testing.T) {
+	for justification, want := range map[string]bool{
+		"jitgate R1": true, "jitgate R1 by ann": true, "jitgate R1: why": true, "jitgate R12": false, "jitgate R": false, "R1": false, "": false, "see jitgate R1": false,
+	} {
+		if got := marked(justification, "R1"); got != want {
+			t.Errorf("%q: %v", justification, got)
+		}
+	}
+	r := control.Request{ID: "R1", Requestor: "ann\r\nx", Justification: strings.Repeat("why ", 1000)}
+	if s := justify(r); !marked(s, "R1") || len([]rune(s)) != maxJustify || strings.Contains(s, "\n") {
+		t.Errorf("%q", s)
+	}
+	if s := justify(control.Request{ID: "R1"}); s != "jitgate R1" || !marked(s, "R1") {
+		t.Errorf("%q", s)
+	}
+}
+
+// Of a request that was extended the last asking counts, wherever it stands in
+// the list.
+func TestNewest(t *testing.T) {
+	request := func(minute int, status string) *armsecurity.JitNetworkAccessRequest {
+		start, id, number, why, st := time.Unix(int64(60*minute), 0), vmID("VM1"), int32(22), "jitgate R1", armsecurity.Status(status)
+		return &armsecurity.JitNetworkAccessRequest{StartTimeUTC: &start, Justification: &why, VirtualMachines: []*armsecurity.JitNetworkAccessRequestVirtualMachine{
+			{ID: &id, Ports: []*armsecurity.JitNetworkAccessRequestPort{{Number: &number, Status: &st}}}}}
+	}
+	for _, list := range [][]*armsecurity.JitNetworkAccessRequest{
+		{request(1, "Revoked"), request(2, "Initiated")}, {request(2, "Initiated"), request(1, "Revoked")}, {request(1, "a"), request(2, "Initiated"), request(0, "b")},
+	} {
+		p := spot{vm: control.VMID{Subscription: sub, Group: "myRg1", Kind: "Microsoft.Compute/virtualMachines", Name: "vm1"}, port: control.RequestPort{Number: 22},
+			policy: &armsecurity.JitNetworkAccessPolicy{Properties: &armsecurity.JitNetworkAccessPolicyProperties{Requests: list}}}
+		if got := newest(p, "R1"); got == nil || *got.Status != "Initiated" {
+			t.Errorf("%+v", got)
+		}
+	}
+}
+
 // Who looks at many requests at once does not list the policies for each.
 func TestListIsShared(t *testing.T) {
 	m, j, _ := newStandIn(t)
