@@ -236,6 +236,7 @@ func TestActivityIsAppendOnlySQLite(t *testing.T) {
 	for _, s := range append(appendOnly,
 		"INSERT OR REPLACE INTO activity SELECT seq, ts, sub, grp, scope, event, 'nobody', doc FROM activity",
 		"REPLACE INTO activity SELECT seq, ts, sub, grp, scope, event, 'nobody', doc FROM activity",
+		"REPLACE INTO activity SELECT seq, ts, sub, grp, scope, event, 'nobody', doc FROM activity WHERE seq = 2", // the newest
 		"INSERT INTO activity SELECT seq - 1, ts, sub, grp, scope, event, actor, doc FROM activity WHERE seq = 1",
 	) {
 		if err := raw(t, path, s); err == nil || !strings.Contains(err.Error(), "append-only") {
