@@ -436,6 +436,24 @@ func TestLostInUpdate(t *testing.T) {
 	}
 }
 
+// Connections that broke while nobody used them are replaced: no call fails.
+func TestBrokenIdleConnections(t *testing.T) {
+	dsn := storetest.Shared(t).NewDatabase(t)
+	s := storetest.Open(t, dsn)
+	for range 3 {
+		if err := s.Update(t.Context(), line); err != nil {
+			t.Fatal(err)
+		}
+		if n := query[int](t, dsn, "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"); n < 2 {
+			t.Fatalf("%d connections ended", n)
+		}
+		if err := s.Update(t.Context(), line); err != nil {
+			t.Error(err)
+		}
+		count(t, s)
+	}
+}
+
 // A replica that is killed loses nothing acknowledged, and holds up nobody.
 func TestKilledReplicaLosesNothing(t *testing.T) {
 	dsn := storetest.Shared(t).NewDatabase(t)
