@@ -229,6 +229,32 @@ func TestSlowSigner(t *testing.T) {
 	}
 }
 
+// Many documents are signed side by side, and not all at once.
+func TestSlowSignerOfManyDocuments(t *testing.T) {
+	var now, most atomic.Int64
+	p := newPlane(t, slow(t, func() error {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+		}
+		time.Sleep(2 * time.Millisecond)
+		return nil
+	}))
+	var vms []control.PolicyVM
+	for i := range 40 {
+		vms = append(vms, machine(fmt.Sprint("vm", i), rule(22, "PT3H")))
+	}
+	p.put("default", vms...)
+	for i := range 40 {
+		h := host{vm: vmID(fmt.Sprint("vm", i))}
+		h.deliver(p, p.clock())
+		equal(t, "guarded", h.policy.Ports, "[22/tcp]")
+	}
+	if m := most.Load(); m < 2 || m > 8 {
+		t.Errorf("%d signatures at once", m)
+	}
+}
+
 // A signer that fails changes nothing, and whoever waits is let go.
 func TestSignerFails(t *testing.T) {
 	failing := errors.New("the vault is sealed")

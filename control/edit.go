@@ -17,6 +17,10 @@ import (
 // are changed by others while they are being signed.
 const editTries = 8
 
+// signAtOnce bounds the signatures that are asked for at the same time: a
+// policy of a thousand machines has two thousand documents.
+const signAtOnce = 8
+
 // errUnsigned ends a rehearsal: nothing of it is written.
 var errUnsigned = errors.New("documents have yet to be signed")
 
@@ -74,10 +78,8 @@ func (e *Engine) edit(ctx context.Context, c Caller, f func(*edit) error) error 
 			ed.tellRefusal(ctx, err)
 			return err
 		}
-		for _, envelope := range ed.unsigned {
-			if err := ed.sign(ctx, envelope); err != nil {
-				return err
-			}
+		if err := ed.sign(ctx); err != nil {
+			return err
 		}
 	}
 	return Refuse(Unavailable, "ServerBusy", "The same machines are being changed by others all the time: nothing was changed, try again.")
@@ -149,27 +151,43 @@ func inProcess(signer crypto.Signer) bool {
 	return false
 }
 
-// sign signs an envelope outside any transaction. A signer that never answers
-// keeps a goroutine, and not the caller.
-func (ed *edit) sign(ctx context.Context, envelope policy.Envelope) error {
-	signer := ed.e.Realm.Grant
-	if envelope.Type == policy.TypePolicy {
-		signer = ed.e.Realm.Policy
+// sign signs what a rehearsal left unsigned, outside any transaction. A signer
+// that never answers keeps goroutines, and not the caller.
+func (ed *edit) sign(ctx context.Context) error {
+	type outcome struct {
+		envelope policy.Envelope
+		err      error
 	}
-	done := make(chan error, 1)
-	mine := envelope
-	go func() { done <- mine.Sign(signer) }()
-	var err error
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		err = ctx.Err()
+	done := make(chan outcome, len(ed.unsigned))
+	turns := make(chan struct{}, signAtOnce)
+	for _, envelope := range ed.unsigned {
+		signer := ed.e.Realm.Grant
+		if envelope.Type == policy.TypePolicy {
+			signer = ed.e.Realm.Policy
+		}
+		go func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
+			err := ctx.Err()
+			if err == nil {
+				err = envelope.Sign(signer)
+			}
+			done <- outcome{envelope, err}
+		}()
 	}
-	if err != nil {
-		ed.e.Log.Error("cannot sign", "type", envelope.Type, "error", err)
-		return Refuse(Unavailable, "SigningFailed", "The control plane's key could not sign: nothing was changed, try again.")
+	for range ed.unsigned {
+		var o outcome
+		select {
+		case o = <-done:
+		case <-ctx.Done():
+			o.err = ctx.Err()
+		}
+		if o.err != nil {
+			ed.e.Log.Error("cannot sign", "documents", len(ed.unsigned), "error", o.err)
+			return Refuse(Unavailable, "SigningFailed", "The control plane's key could not sign: nothing was changed, try again.")
+		}
+		ed.signed[string(o.envelope.Type)+"\x00"+string(o.envelope.Payload)] = o.envelope
 	}
-	ed.signed[string(mine.Type)+"\x00"+string(mine.Payload)] = mine
 	return nil
 }
 
