@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"encoding/csv"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -102,16 +101,14 @@ func listActivity(c *call) error {
 // more is cut off.
 const patience = 20 * time.Second
 
-// extend gives the next write of a stream its time. The server's own limits
-// are for calls that are soon over: its ReadTimeout would end the stream too,
-// since the server goes on reading to see whether the client is still there.
+// extend gives the next write of a stream its time: the server's WriteTimeout
+// is for calls that are soon over.
 func (c *call) extend() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
-	w := http.NewResponseController(c.w)
-	if err := errors.Join(w.SetReadDeadline(time.Time{}), w.SetWriteDeadline(deadline)); err != nil {
-		c.api.Log.Error("a stream keeps the limits of a short call", "call", c.id, "error", err)
+	if err := http.NewResponseController(c.w).SetWriteDeadline(deadline); err != nil {
+		c.api.Log.Error("a stream keeps the limit of a short call", "call", c.id, "error", err)
 	}
 }
 
