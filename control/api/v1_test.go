@@ -650,7 +650,9 @@ func TestStreamLife(t *testing.T) {
 	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
 		t.Run(protocol, func(t *testing.T) {
 			token := s.person("ann", "Reader", control.Everywhere)
-			r, err := http.NewRequestWithContext(t.Context(), "GET", s.http.URL+"/api/v1/activity/stream", nil)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			r, err := http.NewRequestWithContext(ctx, "GET", s.http.URL+"/api/v1/activity/stream", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
