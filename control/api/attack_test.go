@@ -366,8 +366,8 @@ func TestBatch(t *testing.T) {
 		item("PUT", defaultPath+version, policyBody),
 		item("GET", "/api/v1/whoami", ""),
 		item("GET", "/metrics", ""),
-		item("POST", "/batch", `{"requests":[]}`),
-		item("GET", "https://evil.example/"+defaultPath+version, ""),
+		item("POST", "/batch", `{"requests":[`+item("GET", defaultPath+version, "")+`]}`),
+		item("GET", "https://evil.example"+defaultPath+version, ""),
 		item("GET", strings.ReplaceAll(defaultPath, "default", "%2e%2e")+version, ""),
 		item("GET", "no-slash", ""),
 		item("GET", s.http.URL+defaultPath+version, ""),
@@ -381,6 +381,25 @@ func TestBatch(t *testing.T) {
 		}
 	}
 	s.as("", "POST", "/batch", body).refused(t, 401, "InvalidAuthenticationToken")
+}
+
+// A policy is edited, or made, only where what the caller believes of it holds.
+func TestPutConditions(t *testing.T) {
+	s := newServer(t, options{})
+	put := func(name, value string) answered {
+		t.Helper()
+		return s.call("PUT", defaultPath+version, policyBody, name, value)
+	}
+	put("If-Match", "*").refused(t, 412, "PreconditionFailed")
+	first := put("If-None-Match", "*").want(t, 200).header.Get("ETag")
+	put("If-None-Match", "*").refused(t, 412, "PreconditionFailed")
+	second := s.call("PUT", defaultPath+version, `{"properties":{"virtualMachines":[]}}`, "If-Match", first).want(t, 200).header.Get("ETag")
+	put("If-Match", first).refused(t, 412, "PreconditionFailed")
+	if got := s.call("GET", defaultPath+version, "").want(t, 200).header.Get("ETag"); got != second {
+		t.Errorf("ETag %s after a refusal, %s before", got, second)
+	}
+	put("If-Match", second).want(t, 200)
+	put("", "").want(t, 200)
 }
 
 // Links are made of the public URL, or of the host that was asked.

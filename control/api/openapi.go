@@ -219,9 +219,13 @@ func (s schemas) fields(t reflect.Type, tolerant bool, properties object, requir
 		if name == "" || name == "-" {
 			panic(fmt.Sprintf("api: %s.%s has no name on the wire", t, f.Name))
 		}
-		properties[name] = s.of(f.Type, tolerant)
-		if options == "" {
+		of := s.of(f.Type, tolerant)
+		properties[name] = of
+		switch {
+		case options == "":
 			*required = append(*required, name)
+		case tolerant && of["$ref"] == nil:
+			of["nullable"] = true // null is as good as nothing
 		}
 	}
 }

@@ -60,6 +60,8 @@ func (n *portNumber) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 	}
 	s := t.String()
 	switch t.Kind() {
+	case 'n':
+		return nil // null is as good as nothing
 	case '0', '"':
 	default:
 		return errors.New("a port is a number from 0 to 65535")

@@ -311,11 +311,13 @@ func (s *server) with(client *http.Client, token, method, path, body string, hea
 		r.Header.Set("Authorization", "Bearer "+token)
 	}
 	for i := 0; i < len(headers); i += 2 {
-		if headers[i+1] == "" {
+		switch {
+		case headers[i] == "":
+		case headers[i+1] == "":
 			r.Header.Del(headers[i])
-			continue
+		default:
+			r.Header.Set(headers[i], headers[i+1])
 		}
-		r.Header.Set(headers[i], headers[i+1])
 	}
 	w, err := client.Do(r)
 	if err != nil {

@@ -791,6 +791,12 @@ func TestHealth(t *testing.T) {
 	s.as("", "GET", "/metrics", "").want(t, 401)
 	s.as("wrong", "GET", "/metrics", "").want(t, 401)
 	s.as(s.person("ann", "JITRequester", control.Everywhere), "GET", "/metrics", "").refused(t, 403, "AuthorizationFailed")
+	// No token of metrics is not the empty one.
+	without := newServer(t, options{config: func(c *Config) { c.MetricsToken = "" }})
+	for _, header := range []string{"", "Bearer", "Bearer ", "x"} {
+		without.as("", "GET", "/metrics", "", "Authorization", header).want(t, 401)
+	}
+	without.call("GET", "/metrics", "").want(t, 200)
 	// What callers send makes no new label.
 	for i := range 5 {
 		s.unchecked("", "GET", fmt.Sprintf("/nothing/%d", i), "").want(t, 404)
