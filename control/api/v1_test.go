@@ -160,6 +160,11 @@ func TestRequests(t *testing.T) {
 	if len(page.Value) != 1 || page.Value[0].ID != id || page.Next != "" {
 		t.Errorf("%+v", page)
 	}
+	var hers list[requestOut]
+	s.as(s.person("ann", "Owner", control.Everywhere), "GET", "/api/v1/requests?mine=true", "").want(t, 200).in(t, &hers)
+	if len(hers.Value) != 0 {
+		t.Errorf("ann's own: %+v", hers)
+	}
 	for _, q := range []string{"open=perhaps", "status=Open", "vm=x", "policy=x", "policy=" + machine("vm1"), "since=yesterday", "scope=x"} {
 		if a := s.unchecked(s.owner, "GET", "/api/v1/requests?"+q, ""); a.status != 400 {
 			t.Errorf("%s: %d %s", q, a.status, a.body)
