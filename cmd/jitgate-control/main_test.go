@@ -51,13 +51,22 @@ type result struct {
 	out, err string
 }
 
+// callTime is more than any command takes.
+const callTime = 30 * time.Second
+
 // call runs a command to its end.
 func call(t testing.TB, args ...string) result {
 	t.Helper()
 	c := command(t, args...)
 	var out, complaints bytes.Buffer
 	c.Stdout, c.Stderr = &out, &complaints
-	err := c.Run()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// What should have been refused, and serves, does not end by itself.
+	late := time.AfterFunc(callTime, func() { c.Process.Kill() })
+	defer late.Stop()
+	err := c.Wait()
 	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
 		t.Fatal(err)
 	}
