@@ -330,8 +330,10 @@ func TestNotAControlPlane(t *testing.T) {
 	} else if _, err := stranger.WhoAmI(ctx); err == nil || !strings.Contains(err.Error(), "cannot reach the control plane at 127.0.0.1") || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("an unknown certificate: %v", err)
 	}
-	if _, _, err := c.VM(ctx, "/subscriptions/../x"); err == nil {
-		t.Error("an id that climbs is sent")
+	for _, id := range []string{"/subscriptions/../x", "/subscriptions/./x", "/subscriptions//x", ""} {
+		if _, _, err := c.VM(ctx, id); err == nil || !strings.Contains(err.Error(), "is not a resource id") {
+			t.Errorf("%q: %v", id, err)
+		}
 	}
 }
 
