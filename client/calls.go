@@ -20,7 +20,7 @@ const maxPages = 100_000
 func escape(id string) (string, error) {
 	parts := strings.Split(strings.Trim(id, "/"), "/")
 	for i, p := range parts {
-		if p == "" || strings.Trim(p, ".") == "" {
+		if strings.Trim(p, ".") == "" {
 			return "", fmt.Errorf("%q is not a resource id", clip(id))
 		}
 		parts[i] = url.PathEscape(p)

@@ -499,6 +499,31 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// A stream that says nothing but that it lives is not broken.
+func TestFollowPatiently(t *testing.T) {
+	calls := 0
+	c := server(t, func(w http.ResponseWriter, _ *http.Request) {
+		calls++
+		w.Header().Set("Content-Type", "text/event-stream")
+		for range 30 {
+			fmt.Fprint(w, ": alive\n\n")
+			http.NewResponseController(w).Flush()
+			time.Sleep(100 * time.Millisecond)
+		}
+		fmt.Fprint(w, "data: {\"seq\":1}\n\n")
+	})
+	c.silent = 2 * time.Second
+	for a, err := range c.Follow(context.Background(), ActivityFilter{}, 0) {
+		if err != nil || a.Seq != 1 {
+			t.Errorf("%+v, %v", a, err)
+		}
+		break
+	}
+	if calls != 1 {
+		t.Errorf("%d streams", calls)
+	}
+}
+
 func TestFollowEnds(t *testing.T) {
 	c := server(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) })
 	if _, err := all(c.Follow(context.Background(), ActivityFilter{}, 0)); statusOf(err) != 403 {
