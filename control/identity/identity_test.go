@@ -535,6 +535,42 @@ func TestWeakKeys(t *testing.T) {
 	}
 }
 
+// Of an issuer that publishes nothing a token may be signed with, nothing is known.
+func TestIssuerWithoutGoodKeys(t *testing.T) {
+	here := newIssuer(t)
+	public := keys()["ec"].private.Public()
+	here.set(func() { here.keys = append(here.keys, jose.JSONWebKey{Key: public, KeyID: "ec", Use: "enc"}) })
+	c := &clock{}
+	id, err := New(Config{Store: storetest.SQLite(t), OIDC: []Issuer{here.config()}, Now: c.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := refusal(t, id, sign(t, "ec", here.claimed(nil))); r.Kind != control.Unavailable {
+		t.Errorf("%+v", r)
+	}
+}
+
+// The one message says what is wrong.
+func TestRefusalsSayWhy(t *testing.T) {
+	here := newIssuer(t, "ec")
+	c := &clock{}
+	id, err := New(Config{Store: storetest.SQLite(t), OIDC: []Issuer{here.config()}, Now: c.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for words, changes := range map[string]map[string]any{
+		"no 'exp'":         {"exp": nil},
+		"expired at 2026-": {"exp": start.Add(-time.Hour).Unix()},
+		"another audience": {"aud": "x"},
+		"not valid yet":    {"nbf": start.Add(time.Hour).Unix()},
+		"no 'sub'":         {"sub": nil},
+	} {
+		if r := refusal(t, id, sign(t, "ec", here.claimed(changes))); !strings.Contains(r.Message, words) {
+			t.Errorf("%q does not say %q", r.Message, words)
+		}
+	}
+}
+
 func TestBadConfig(t *testing.T) {
 	store := storetest.SQLite(t)
 	good := Issuer{URL: "https://i.example", Audience: []string{"a"}}
