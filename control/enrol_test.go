@@ -227,6 +227,16 @@ func TestEnrol(t *testing.T) {
 	if _, err := d.recognise(cert); err != nil {
 		t.Error(err)
 	}
+	// Not for ever, and not once the token was revoked.
+	d.now = d.now.Add(time.Hour)
+	_, err = d.enrol(token, vm.String(), key)
+	d.wantRefused(err, "InvalidJoinToken")
+	d.now = midday
+	if err := d.RevokeJoin(t.Context(), d.owner, j.ID); err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.enrol(token, vm.String(), key)
+	d.wantRefused(err, "InvalidJoinToken")
 }
 
 // A token that cannot be used is refused in the same words whatever is wrong;

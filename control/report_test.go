@@ -226,7 +226,9 @@ func TestReportMalformed(t *testing.T) {
 		"a gap inside":        {c.lines[0], c.lines[2]},
 		"the wrong way round": {c.lines[1], c.lines[0]},
 		"twice":               {c.lines[0], c.lines[0]},
-		"edited":              {c.lines[0], []byte(strings.Replace(string(c.lines[1]), `"prev":"`, `"prev":"0`, 1)[:len(c.lines[1])])},
+		"no JSON behind":      {c.lines[0], c.lines[1][:40]},
+		"of another record":   {c.lines[0], []byte(strings.Replace(string(c.lines[1]), `"prev":"`+hashOf(c.lines[0]), `"prev":"`+uplink.Genesis, 1))},
+		"a number left out":   {c.lines[0], []byte(strings.Replace(string(c.lines[1]), `"seq":2`, `"seq":3`, 1))},
 	} {
 		_, err := g.Report(t.Context(), vm, uplink.Up{Lines: lines})
 		if refusal := control.AsError(err); refusal == nil || refusal.Code != "InvalidRecord" {
