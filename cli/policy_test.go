@@ -259,8 +259,8 @@ func TestPolicyPush(t *testing.T) {
 	if code != exitFailed || stderr != "jitgate: "+out+": This policy does not wait any more.\n" {
 		t.Errorf("%d %s", code, stderr)
 	}
-	for _, file := range []string{"trust.json", "alice.key", "policy.in.json", "gone"} {
-		if code, _, stderr := run(t, nil, append([]string{"policy", "push", filepath.Join(dir, file)}, flags...)...); code != exitFailed || !strings.Contains(stderr, file) {
+	for file, want := range map[string]string{"trust.json": "is not a policy", "alice.key": "alice.key", "policy.in.json": "policy.in.json", "gone": "gone"} {
+		if code, _, stderr := run(t, nil, append([]string{"policy", "push", filepath.Join(dir, file)}, flags...)...); code != exitFailed || !strings.Contains(stderr, file) || !strings.Contains(stderr, want) {
 			t.Errorf("%s: %d %s", file, code, stderr)
 		}
 	}
