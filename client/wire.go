@@ -87,6 +87,7 @@ type VM struct {
 	ApprovedRequests  int        `json:"approvedRequests"`
 	LastAccess        time.Time  `json:"lastAccess,omitzero"`
 	LastUser          string     `json:"lastUser,omitempty"`
+	Layers            []string   `json:"layers"` // known to be on
 	Ports             []PortRule `json:"ports"`
 	Policies          []string   `json:"policies"`
 	ProvisioningState string     `json:"provisioningState,omitempty"`

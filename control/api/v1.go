@@ -33,6 +33,7 @@ type (
 		Requests        int               `json:"approvedRequests"`
 		LastAccess      instant           `json:"lastAccess,omitzero"`
 		LastUser        string            `json:"lastUser,omitzero"`
+		Layers          []string          `json:"layers"` // known to be on: the host's, and those outside it
 		Ports           []portRule        `json:"ports"`
 		Policies        []string          `json:"policies"`
 		State           control.Provision `json:"provisioningState,omitzero"`
@@ -246,7 +247,7 @@ func vmView(v control.VMView) vmOut {
 	out := vmOut{
 		ID: v.ID.String(), Name: v.ID.Name, Subscription: v.ID.Subscription, Group: v.ID.Group, Location: v.Location, OS: v.OS,
 		Address: v.Address, PublicIPAddress: v.PublicIPAddress, Tab: v.Tab, Reason: v.Reason, AgentStatus: v.Agent,
-		Requests: v.Requests, LastAccess: instant(v.LastAccess), LastUser: v.LastUser, Ports: portRules(v.Ports),
+		Requests: v.Requests, LastAccess: instant(v.LastAccess), LastUser: v.LastUser, Layers: v.Layers, Ports: portRules(v.Ports),
 		Policies: make([]string, 0, len(v.Policies)), State: v.Provision, Open: make([]openOut, 0, len(v.Open)),
 	}
 	if a := v.VM.Agent; a != nil {
