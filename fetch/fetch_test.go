@@ -213,7 +213,7 @@ func TestHearRefuses(t *testing.T) {
 		"too much":         `{"refused":"` + strings.Repeat("x", uplink.MaxDown) + `"}`,
 	} {
 		c := &conversation{Fetcher: f, file: identityFile, wake: make(chan struct{}, 1)}
-		if err := c.hear([]byte(text)); err == nil {
+		if err := c.hear([]byte(text), true); err == nil {
 			t.Errorf("%s was taken", what)
 		}
 		if f.isReached() {
@@ -221,7 +221,7 @@ func TestHearRefuses(t *testing.T) {
 		}
 	}
 	c := &conversation{Fetcher: f, file: identityFile, wake: make(chan struct{}, 1)}
-	if err := c.hear([]byte(`{"backOff":5}`)); !errors.Is(err, sentAway(5)) || !f.isReached() {
+	if err := c.hear([]byte(`{"backOff":5}`), true); !errors.Is(err, sentAway(5)) || !f.isReached() {
 		t.Error(err)
 	}
 }

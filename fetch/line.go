@@ -58,7 +58,7 @@ func (c *conversation) line(ctx context.Context) error {
 		for {
 			text, err := socket.Read(uplink.MaxDown)
 			if err == nil {
-				err = c.hear(text)
+				err = c.hear(text, true)
 			}
 			if err != nil {
 				cancel(err)
@@ -83,8 +83,8 @@ func (c *conversation) poll(ctx context.Context) error {
 		for {
 			up := c.report()
 			up.Wait = uplink.MaxWait
-			err := c.ask(ctx, up)
-			if err != nil {
+			// What it acknowledges is from when it was asked.
+			if err := c.ask(ctx, up, false); err != nil {
 				cancel(err)
 				return
 			}
@@ -95,18 +95,18 @@ func (c *conversation) poll(ctx context.Context) error {
 			}
 		}
 	})
-	return c.talk(ctx, func(up uplink.Up) error { return c.ask(ctx, up) }, func() error { return nil })
+	return c.talk(ctx, func(up uplink.Up) error { return c.ask(ctx, up, true) }, func() error { return nil })
 }
 
-// ask is one poll.
-func (c *conversation) ask(ctx context.Context, up uplink.Up) error {
+// ask is one poll. fresh says that what it acknowledges counts.
+func (c *conversation) ask(ctx context.Context, up uplink.Up, fresh bool) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(up.Wait)*time.Second+answerWithin)
 	defer cancel()
 	text, err := c.transport.call(ctx, http.MethodPost, uplink.PathPoll, uplink.Encode(up), uplink.MaxDown)
 	if err != nil {
 		return err
 	}
-	return c.hear(text)
+	return c.hear(text, fresh)
 }
 
 // talk says what there is to say, whenever that changes.
@@ -172,8 +172,9 @@ func (c *conversation) lines(ctx context.Context, head uplink.Head) [][]byte {
 	return lines
 }
 
-// hear deals with a message of the control plane.
-func (c *conversation) hear(text []byte) error {
+// hear deals with a message of the control plane. Where it is not fresh, what it
+// acknowledges is of no account.
+func (c *conversation) hear(text []byte, fresh bool) error {
 	down, err := uplink.ParseDown(text)
 	if err != nil {
 		return fmt.Errorf("what the control plane says cannot be read: %w", err)
@@ -192,7 +193,7 @@ func (c *conversation) hear(text []byte) error {
 		}
 	}
 	c.mu.Lock()
-	if down.Ack != nil {
+	if down.Ack != nil && fresh {
 		c.acked, c.flight = down.Ack, time.Time{}
 	}
 	if down.Refused != "" && !c.refused {

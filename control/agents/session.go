@@ -181,6 +181,13 @@ func (s *session) take(ctx context.Context, up uplink.Up) error {
 	first := !s.ready
 	s.mu.Unlock()
 	reported, err := s.line.Engine.Report(ctx, s.who.VM, up)
+	if refusal := control.AsError(err); refusal != nil && refusal.Code == "InvalidRecord" {
+		// A record that a sick disk spoiled does not keep documents from its host.
+		s.line.Log.Warn("lines of a record cannot be read", "vm", s.who.VM, "error", err)
+		up.Lines = nil
+		reported, err = s.line.Engine.Report(ctx, s.who.VM, up)
+		reported.Refused = refusal.Message
+	}
 	if err != nil {
 		return err
 	}

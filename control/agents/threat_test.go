@@ -283,7 +283,6 @@ func TestThreatGarbageFrames(t *testing.T) {
 		"unmasked":          ws.MustCompileFrame(ws.NewTextFrame([]byte("{}"))),
 		"8 EiB":             {0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4},
 		"one byte too long": masked(ws.NewTextFrame(make([]byte, uplink.MaxUp+1)))[:20],
-		"a bad record":      masked(ws.NewTextFrame(uplink.Encode(uplink.Up{Lines: [][]byte{[]byte("x")}}))),
 	} {
 		_, conn, err := w.dial(&cert)
 		if err != nil {
@@ -299,6 +298,17 @@ func TestThreatGarbageFrames(t *testing.T) {
 	}
 	if v := w.vm(h.vm); v.Agent.Mode != "" || v.Agent.Head.Seq != 0 {
 		t.Errorf("%+v", v.Agent)
+	}
+	// A spoilt record is told, and kept from nobody's documents.
+	s := w.mustDial(cert)
+	say(t, s, uplink.Up{Lines: [][]byte{[]byte("x")}})
+	for refused := ""; refused == ""; {
+		refused = hear(t, s).Refused
+	}
+	w.policyOf(h.vm, 1)
+	documents(t, s, policy.TypePolicy)
+	if head := w.vm(h.vm).Agent.Head; head.Seq != 0 {
+		t.Errorf("%+v", head)
 	}
 	for _, body := range []string{"", "x", `{"token":1}`, strings.Repeat("x", uplink.MaxSmall+1)} {
 		if status, _, _ := w.call(nil, "POST", uplink.PathEnroll, []byte(body)); status != 400 {
