@@ -180,6 +180,16 @@ func TestReportByStatus(t *testing.T) {
 	}
 }
 
+// What comes late is noted, and brings no request back.
+func TestReportLate(t *testing.T) {
+	g, vm := reporting(t)
+	g.put(vm, "over", control.Revoked)
+	g.report(vm, uplink.Up{Lines: newChain().add("grant.opened", `,"grant":"over"`).add("grant.revoked", `,"grant":"over"`).lines})
+	if p := g.port("over"); p.Status != control.Revoked || !p.Opened.Equal(midday) || p.Closed.IsZero() {
+		t.Errorf("%+v", p)
+	}
+}
+
 // Another machine's grant is nothing to this one.
 func TestReportOfAnother(t *testing.T) {
 	g, vm := reporting(t)
