@@ -80,7 +80,8 @@ type received struct {
 	byID   map[string]*granted
 }
 
-// granted is where a grant stands in the requests of a machine.
+// granted is where a grant stands in the requests of a machine. port is nil for
+// one that another has taken over from.
 type granted struct {
 	request *Request
 	port    *RequestPort
@@ -221,8 +222,14 @@ func (r *received) load(tx Tx, lines []uplink.Line, open bool) error {
 				continue
 			}
 			for p := range q.VMs[v].Ports {
-				if port := &q.VMs[v].Ports[p]; port.GrantID != "" {
+				port := &q.VMs[v].Ports[p]
+				if port.GrantID != "" {
 					r.byID[port.GrantID] = &granted{q, port}
+				}
+				for _, t := range port.Earlier {
+					if r.byID[t.ID] == nil {
+						r.byID[t.ID] = &granted{request: q}
+					}
 				}
 			}
 		}
@@ -250,12 +257,12 @@ func (r *received) take(l uplink.Line) {
 	case "grant.opened":
 		r.opened(l.Grant, l.Time)
 	case "grant.refused":
-		if g != nil {
+		if g != nil && g.port != nil {
 			g.port.Refused = cmp.Or(l.Message, l.Code)
 			r.touch(g)
 		}
 	case "grant.expired", "grant.revoked":
-		if g != nil && g.port.Closed.IsZero() {
+		if g != nil && g.port != nil && g.port.Closed.IsZero() {
 			g.port.Closed = l.Time
 			r.touch(g)
 		}
@@ -278,7 +285,7 @@ func (r *received) take(l uplink.Line) {
 // some time. Only this takes a request from Initiating to Initiated.
 func (r *received) opened(grant string, at time.Time) {
 	g := r.byID[grant]
-	if g == nil {
+	if g == nil || g.port == nil {
 		return
 	}
 	if at.IsZero() || at.After(r.now) { // a host's clock may be ahead

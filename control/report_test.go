@@ -204,6 +204,53 @@ func TestReportOfAnother(t *testing.T) {
 	}
 }
 
+// A request for two machines: each speaks for its own port.
+func TestReportOfTwoMachines(t *testing.T) {
+	g, vm := reporting(t)
+	other := hostNamed("web2")
+	g.mustEnrol(other, freshKey(t))
+	port := func(id string) []control.RequestPort {
+		return []control.RequestPort{{Number: 22, Status: control.Initiating, GrantID: id, End: midday.Add(time.Hour)}}
+	}
+	q := control.Request{ID: "req-both", Policy: control.PolicyID{Subscription: vm.Subscription, Group: vm.Group, Location: "westeurope", Name: "default"}, Start: midday,
+		VMs: []control.RequestVM{{ID: vm, Ports: port("b1")}, {ID: other, Ports: port("b2")}}}
+	if err := g.Store.Update(t.Context(), func(tx control.Tx) error { return tx.PutRequest(q) }); err != nil {
+		t.Fatal(err)
+	}
+	g.report(other, uplink.Up{Lines: newChain().add("grant.opened", `,"grant":"b1"`).add("grant.opened", `,"grant":"b2"`).lines, Status: &uplink.Status{Open: []string{"b1", "b2"}}})
+	err := g.Store.View(t.Context(), func(tx control.Tx) (err error) {
+		q, err = tx.Request("req-both")
+		return err
+	})
+	if err != nil || q.VMs[0].Ports[0].Status != control.Initiating || q.VMs[1].Ports[0].Status != control.Initiated {
+		t.Errorf("%+v, %v", q.VMs, err)
+	}
+}
+
+// The end of a grant that another took over from is in the log of its request,
+// and does not close the port.
+func TestReportEarlierGrant(t *testing.T) {
+	g, vm := reporting(t)
+	err := g.Store.Update(t.Context(), func(tx control.Tx) error {
+		q, err := tx.Request("req-g1")
+		if err == nil {
+			q.VMs[0].Ports[0].Earlier = []control.Term{{ID: "g0", From: midday, Until: midday.Add(time.Minute)}}
+			err = tx.PutRequest(q)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.report(vm, uplink.Up{Lines: newChain().add("grant.opened", `,"grant":"g0"`).add("grant.opened", `,"grant":"g1"`).add("grant.expired", `,"grant":"g0"`).lines, Status: &uplink.Status{Open: []string{"g0"}}})
+	if p := g.port("g1"); p.Status != control.Initiated || !p.Closed.IsZero() {
+		t.Errorf("%+v", p)
+	}
+	if got := g.activity("grant.expired"); len(got) != 1 || got[0].Request != "req-g1" {
+		t.Errorf("%+v", got)
+	}
+}
+
 // A clock that is ahead does not put an access into the future.
 func TestReportClockAhead(t *testing.T) {
 	g, vm := reporting(t)
