@@ -53,7 +53,7 @@ type RequestPort struct {
 
 	Opened  time.Time `json:"opened,omitzero"` // when the agent said it is open
 	Closed  time.Time `json:"closed,omitzero"`
-	Refused string    `json:"refused,omitempty"` // why the agent did not open it
+	Refused string    `json:"refused,omitempty"` // why the agent did not open it, or an edit of the policy closed it
 	Outer   *Layer    `json:"outer,omitempty"`   // the same port at Azure's own JIT; nil: not asked
 }
 
