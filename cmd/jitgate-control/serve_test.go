@@ -396,10 +396,12 @@ func TestGracefulStop(t *testing.T) {
 	}
 	r.cmd.Process.Signal(syscall.SIGTERM)
 	deadline := time.Now().Add(30 * time.Second)
-	for ready() == 200 {
-		if time.Now().After(deadline) {
-			t.Fatal("the server stays ready")
-		}
+	got := 200
+	for got == 200 && time.Now().Before(deadline) {
+		got = ready()
+	}
+	if got != 503 {
+		t.Fatalf("readyz of a server that stops: %d", got)
 	}
 	fmt.Fprint(slow, policyBody[20:])
 	a, err := http.ReadResponse(bufio.NewReader(slow), nil)
