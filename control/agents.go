@@ -24,6 +24,13 @@ type Join struct {
 	Revoked bool      `json:"revoked,omitempty"`
 }
 
+// Record names an audit record of a machine: a machine that was installed
+// again, and has enrolled again, begins another with line 1.
+type Record struct {
+	VM    VMID
+	Epoch uint64 // Agent.Epoch
+}
+
 // AgentEvent is one line of a machine's audit record, as its agent sent it.
 type AgentEvent struct {
 	Seq  uint64    `json:"seq"`

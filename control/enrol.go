@@ -122,7 +122,8 @@ func (e *Engine) Enrol(ctx context.Context, in EnrolInput) (Enrolled, error) {
 		vm.Agent = &Agent{Key: key, Install: in.Install, Version: in.Version, Enrolled: now, Expires: leaf.NotAfter}
 		if was != nil {
 			line.Reason = fmt.Sprintf("in place of the agent that enrolled at %s", was.Enrolled.Format(time.RFC3339))
-			vm.Agent.LastSeen, vm.Agent.Head = was.LastSeen, was.Head
+			// Whoever was let in again may have been installed again: see Report.
+			vm.Agent.LastSeen, vm.Agent.Head, vm.Agent.Epoch, vm.Agent.Anew = was.LastSeen, was.Head, was.Epoch, true
 		}
 		j.Uses--
 		return errors.Join(tx.PutJoin(j), tx.PutVM(vm), tx.AppendActivity(line))

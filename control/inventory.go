@@ -45,6 +45,8 @@ type Agent struct {
 	Versions Versions  `json:"documents,omitzero"` // what it has admitted
 	Note     string    `json:"note,omitempty"`     // the last refusal, for people
 	Forked   bool      `json:"forked,omitempty"`   // its record contradicts what is kept of it
+	Epoch    uint64    `json:"epoch,omitzero"`     // which of its records is kept now
+	Anew     bool      `json:"anew,omitempty"`     // it enrolled again, and may begin another record
 }
 
 // Head is the end of a chain of audit lines.

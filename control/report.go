@@ -98,12 +98,21 @@ func (e *Engine) receive(tx Tx, id VMID, up uplink.Up, lines []uplink.Line) (*re
 	if r.vm.Agent == nil || r.vm.Agent.Revoked {
 		return nil, errCert
 	}
-	if r.Head, err = tx.AgentHead(id); err != nil {
+	if r.Head, err = tx.AgentHead(r.record()); err != nil {
 		return nil, err
 	}
 	fresh, fork, err := r.fresh(tx, lines, Head(up.Head))
 	if err != nil {
 		return nil, err
+	}
+	if fork != "" && r.vm.Agent.Anew {
+		r.another()
+		if fresh, fork, err = r.fresh(tx, lines, Head(up.Head)); err != nil {
+			return nil, err
+		}
+	}
+	if up.Head.Seq > 0 && r.vm.Agent.Anew {
+		r.vm.Agent.Anew, r.changed = false, true
 	}
 	if fork != "" {
 		r.forked(fork)
@@ -142,7 +151,7 @@ func (r *received) fresh(tx Tx, lines []uplink.Line, head Head) (fresh []uplink.
 		first = min(first, l.Seq)
 	}
 	if first > 0 && first < kept.Seq {
-		earlier, err := tx.AgentEvents(r.vm.ID, first-1, int(min(kept.Seq-first+1, 2000)))
+		earlier, err := tx.AgentEvents(r.record(), first-1, int(min(kept.Seq-first+1, 2000)))
 		if err != nil {
 			return nil, "", err
 		}
@@ -163,6 +172,19 @@ func (r *received) fresh(tx Tx, lines []uplink.Line, head Head) (fresh []uplink.
 		}
 	}
 	return fresh, "", nil
+}
+
+// record is which of the machine's records the report is of.
+func (r *received) record() Record { return Record{r.vm.ID, r.vm.Agent.Epoch} }
+
+// another begins another record. A host that was installed again has one that
+// contradicts the one before; that is no alarm once somebody with a join token
+// has let the host in again, and what was kept stays.
+func (r *received) another() {
+	r.vm.Agent.Epoch++
+	r.vm.Agent.Anew, r.vm.Agent.Head, r.Head, r.changed = false, Head{}, Head{}, true
+	r.activity = append(r.activity, Activity{Time: r.now, Event: "audit.begun", Status: "Succeeded", Scope: r.vm.ID.Scope(), VM: r.vm.ID.String(),
+		Reason: fmt.Sprintf("record %d, after the host enrolled again", r.vm.Agent.Epoch+1)})
 }
 
 // forked tells of a record that contradicts what is kept of it, once.
@@ -321,7 +343,7 @@ func (r *received) write(tx Tx) error {
 		err = errors.Join(err, tx.PutRequest(*q))
 	}
 	if len(r.events) > 0 {
-		err = errors.Join(err, tx.AppendAgentEvents(r.vm.ID, r.events))
+		err = errors.Join(err, tx.AppendAgentEvents(r.record(), r.events))
 	}
 	if len(r.activity) > 0 {
 		err = errors.Join(err, tx.AppendActivity(r.activity...))

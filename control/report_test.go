@@ -77,10 +77,11 @@ func (g *gate) report(vm control.VMID, up uplink.Up) control.Reported {
 	return r
 }
 
+// kept are the lines of a machine's newest record.
 func (g *gate) kept(vm control.VMID) (list []control.AgentEvent) {
 	g.t.Helper()
 	err := g.Store.View(g.t.Context(), func(tx control.Tx) (err error) {
-		list, err = tx.AgentEvents(vm, 0, 1000)
+		list, err = tx.AgentEvents(control.Record{VM: vm, Epoch: g.vm(vm).Agent.Epoch}, 0, 1000)
 		return err
 	})
 	if err != nil {
@@ -299,6 +300,49 @@ func TestReportMalformed(t *testing.T) {
 
 // A record that was edited, cut or replaced after it was sent is told of once,
 // never taken over, and does not keep a request from being Initiated.
+// A host that was installed again has another record. That is no alarm once it
+// has enrolled again, and one if it does not.
+func TestReportAfterInstallingAgain(t *testing.T) {
+	g, vm := reporting(t)
+	before := newChain().add("agent.started", "").add("guard.armed", "")
+	g.report(vm, uplink.Up{Lines: before.lines, Head: before.head()})
+	// With the same installation the record goes on.
+	g.mustEnrol(vm, freshKey(t))
+	before = before.add("agent.stopped", "")
+	if r := g.report(vm, uplink.Up{Lines: before.lines[2:], Head: before.head()}); r.Refused != "" || r.Head.Seq != 3 || g.vm(vm).Agent.Epoch != 0 {
+		t.Fatalf("%+v", r)
+	}
+	again := newChain().add("agent.started", `,"message":"anew"`)
+	if r := g.report(vm, uplink.Up{Head: again.head()}); r.Refused == "" {
+		t.Fatal("another record is taken from a host that did not enrol again")
+	}
+	for i, epoch := range []uint64{1, 2} {
+		g.mustEnrol(vm, freshKey(t))
+		again = newChain().add("agent.started", fmt.Sprintf(`,"message":"anew %d"`, i)).add("guard.armed", "")
+		// The fetcher sends what follows the head it was told before.
+		if r := g.report(vm, uplink.Up{Lines: again.lines[1:], Head: again.head()}); r.Refused != "" || r.Head.Seq != 0 {
+			t.Fatalf("%+v", r)
+		}
+		if r := g.report(vm, uplink.Up{Lines: again.lines, Head: again.head()}); r.Refused != "" || r.Head != control.Head(again.head()) {
+			t.Fatalf("%+v", r)
+		}
+		a := g.vm(vm).Agent
+		if kept := g.kept(vm); a.Epoch != epoch || a.Forked || a.Anew || len(kept) != 2 || string(kept[0].Line) != string(again.lines[0]) {
+			t.Errorf("%+v, %d lines", a, len(kept))
+		}
+		if got := g.activity("audit.begun"); len(got) != i+1 {
+			t.Errorf("%+v", got)
+		}
+	}
+	if got := g.activity("audit.forked"); len(got) != 1 {
+		t.Errorf("%+v", got)
+	}
+	other := newChain().add("agent.started", `,"message":"other"`)
+	if r := g.report(vm, uplink.Up{Head: other.head()}); r.Refused == "" {
+		t.Error("a second record without a second enrolment")
+	}
+}
+
 func TestReportFork(t *testing.T) {
 	for what, fork := range map[string]func(c *chain) uplink.Up{
 		"edited": func(*chain) uplink.Up {

@@ -70,9 +70,9 @@ type Tx interface {
 	PutJoin(Join) error
 
 	// AgentHead is the newest line kept of a machine's record; zero: none.
-	AgentHead(vm VMID) (Head, error)
-	AppendAgentEvents(vm VMID, events []AgentEvent) error
-	AgentEvents(vm VMID, after uint64, limit int) ([]AgentEvent, error)
+	AgentHead(Record) (Head, error)
+	AppendAgentEvents(r Record, events []AgentEvent) error
+	AgentEvents(r Record, after uint64, limit int) ([]AgentEvent, error)
 
 	// AppendActivity sets Seq.
 	AppendActivity(...Activity) error

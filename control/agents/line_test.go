@@ -86,7 +86,7 @@ func TestLine(t *testing.T) {
 	record := strings.Split(strings.TrimSpace(string(must(os.ReadFile(filepath.Join(h.dir, "state/audit/000001.jsonl")))(t))), "\n")
 	within(t, 10*time.Second, "the record is here", func() bool { return w.vm(h.vm).Agent.Head.Seq >= uint64(len(record)) })
 	w.view(func(tx control.Tx) error {
-		kept, err := tx.AgentEvents(h.vm, 0, 1000)
+		kept, err := tx.AgentEvents(control.Record{VM: h.vm}, 0, 1000)
 		for i, line := range record {
 			if string(kept[i].Line) != line {
 				t.Errorf("line %d is %s, kept %s", i+1, line, kept[i].Line)

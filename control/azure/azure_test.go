@@ -401,7 +401,9 @@ func TestFailures(t *testing.T) {
 		"too much": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Write([]byte(`{"value":[` + strings.Repeat(" ", maxAnswer) + `]}`))
 		}, fmt.Sprintf("the answer has more than %d bytes", maxAnswer)},
-		"a redirect":            {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, stranger.URL+"/", http.StatusTemporaryRedirect) }, "azure answered 307"},
+		"a redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, stranger.URL+"/", http.StatusTemporaryRedirect)
+		}, "azure answered 307"},
 		"a next page elsewhere": {status(200, `{"value":[],"nextLink":"`+stranger.URL+`/?api-version=2020-01-01"}`), "an answer leads to "},
 		"a next page in clear": {func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, `{"value":[],"nextLink":"http://%s/"}`, r.Host)

@@ -334,15 +334,15 @@ func (t *tx) PutJoin(j control.Join) error {
 		j, j.Hash, nanos(j.Created))
 }
 
-func (t *tx) AgentHead(vm control.VMID) (h control.Head, err error) {
+func (t *tx) AgentHead(r control.Record) (h control.Head, err error) {
 	err = t.read(func(rows *sql.Rows) error { return rows.Scan(&h.Seq, &h.Hash) },
-		"SELECT seq, hash FROM agent_event WHERE vm = ? ORDER BY seq DESC LIMIT 1", vm.Key())
+		"SELECT seq, hash FROM agent_event WHERE vm = ? AND epoch = ? ORDER BY seq DESC LIMIT 1", r.VM.Key(), number(r.Epoch))
 	return h, err
 }
 
 // AppendAgentEvents refuses a number that is there already: a record is not
 // written twice.
-func (t *tx) AppendAgentEvents(vm control.VMID, events []control.AgentEvent) error {
+func (t *tx) AppendAgentEvents(r control.Record, events []control.AgentEvent) error {
 	for some := range slices.Chunk(events, chunk) {
 		var args []any
 		for _, e := range some {
@@ -351,22 +351,22 @@ func (t *tx) AppendAgentEvents(vm control.VMID, events []control.AgentEvent) err
 				t.failed = err
 				return err
 			}
-			args = append(args, vm.Key(), number(e.Seq), e.Hash, doc)
+			args = append(args, r.VM.Key(), number(r.Epoch), number(e.Seq), e.Hash, doc)
 		}
-		n, err := t.exec("INSERT INTO agent_event (vm, seq, hash, doc) VALUES "+tuples(len(some), "(?, ?, ?, ?)")+" ON CONFLICT DO NOTHING", args...)
+		n, err := t.exec("INSERT INTO agent_event (vm, epoch, seq, hash, doc) VALUES "+tuples(len(some), "(?, ?, ?, ?, ?)")+" ON CONFLICT DO NOTHING", args...)
 		if err != nil {
 			return err
 		}
 		if n != len(some) {
-			t.failed = control.Refuse(control.Conflict, "AgentEventKept", "The record of %s has one of these lines already.", vm)
+			t.failed = control.Refuse(control.Conflict, "AgentEventKept", "The record of %s has one of these lines already.", r.VM)
 			return t.failed
 		}
 	}
 	return nil
 }
 
-func (t *tx) AgentEvents(vm control.VMID, after uint64, limit int) ([]control.AgentEvent, error) {
-	return all[control.AgentEvent](t, "SELECT doc FROM agent_event WHERE vm = ? AND seq > ? ORDER BY seq"+limited(limit), vm.Key(), number(after))
+func (t *tx) AgentEvents(r control.Record, after uint64, limit int) ([]control.AgentEvent, error) {
+	return all[control.AgentEvent](t, "SELECT doc FROM agent_event WHERE vm = ? AND epoch = ? AND seq > ? ORDER BY seq"+limited(limit), r.VM.Key(), number(r.Epoch), number(after))
 }
 
 // --- activity ---

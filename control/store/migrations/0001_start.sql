@@ -90,11 +90,12 @@ CREATE TABLE join_token (
 
 -- The record of a machine outlives the machine.
 CREATE TABLE agent_event (
-	vm   TEXT NOT NULL,
-	seq  BIGINT NOT NULL,
-	hash TEXT NOT NULL,
-	doc  TEXT NOT NULL,
-	PRIMARY KEY (vm, seq)
+	vm    TEXT NOT NULL,
+	epoch BIGINT NOT NULL,
+	seq   BIGINT NOT NULL,
+	hash  TEXT NOT NULL,
+	doc   TEXT NOT NULL,
+	PRIMARY KEY (vm, epoch, seq)
 );
 
 CREATE TABLE activity (

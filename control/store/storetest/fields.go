@@ -83,7 +83,7 @@ func keepsEveryField(t *testing.T, s control.Store) {
 		}
 	})
 	t.Run("agent event", func(t *testing.T) {
-		vm := Machine("s", "g", "events")
+		vm := control.Record{VM: Machine("s", "g", "events"), Epoch: 3}
 		e := filled[control.AgentEvent](1)
 		update(t, s, func(x control.Tx) error { return x.AppendAgentEvents(vm, []control.AgentEvent{e}) })
 		view(t, s, func(x control.Tx) error {

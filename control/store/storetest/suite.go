@@ -110,7 +110,7 @@ func notThere(t *testing.T, s control.Store) {
 		if err != nil {
 			return err
 		}
-		head, err := x.AgentHead(vm)
+		head, err := x.AgentHead(control.Record{VM: vm})
 		same(t, head, control.Head{})
 		return err
 	})
@@ -120,7 +120,7 @@ func notThere(t *testing.T, s control.Store) {
 		for name, args := range map[string][]any{
 			"Policies": {control.PolicyFilter{}, "", 0}, "PoliciesOf": {vm}, "Requests": {control.RequestFilter{}},
 			"DocumentsAfter": {uint64(0), 0}, "GrantsDue": {at(0), 0}, "PendingPolicies": {}, "VMs": {control.VMFilter{}}, "Machines": {control.VMFilter{}},
-			"Joins": {}, "AgentEvents": {vm, uint64(0), 0}, "Activity": {control.ActivityFilter{}}, "ScopeSettings": {},
+			"Joins": {}, "AgentEvents": {control.Record{VM: vm}, uint64(0), 0}, "Activity": {control.ActivityFilter{}}, "ScopeSettings": {},
 			"Tokens": {}, "Roles": {}, "Assignments": {},
 		} {
 			var in []reflect.Value
@@ -150,7 +150,7 @@ func letterCase(t *testing.T, s control.Store) {
 			x.PutPendingPolicy(control.PendingPolicy{VM: vm}),
 			x.PutRequest(control.Request{ID: "01ABC", Policy: id, VMs: []control.RequestVM{{ID: vm}}}),
 			x.PutDocument(control.Document{VM: vm.String(), Type: policy.TypeGrants}),
-			x.AppendAgentEvents(vm, []control.AgentEvent{{Seq: 1}}),
+			x.AppendAgentEvents(control.Record{VM: vm}, []control.AgentEvent{{Seq: 1}}),
 			x.PutRole(control.Role{Name: "Role"}),
 			x.PutAssignment(control.Assignment{Principal: "P", Role: "Role", Scope: "/subscriptions/Sub"}),
 			x.PutScopeSetting(control.ScopeSetting{Scope: "/subscriptions/Sub", By: "first"}),
@@ -169,7 +169,7 @@ func letterCase(t *testing.T, s control.Store) {
 		same(t, d.VM, vm.Key())
 		of, err6 := only(x.PoliciesOf(loud))
 		same(t, of.ID, id)
-		_, err7 := only(x.AgentEvents(loud, 0, 0))
+		_, err7 := only(x.AgentEvents(control.Record{VM: loud}, 0, 0))
 		_, err8 := only(x.Requests(control.RequestFilter{VM: &loud, Policy: &loudID, Scope: "/SUBSCRIPTIONS/SUB"}))
 		_, err9 := only(x.VMs(control.VMFilter{Scope: "/SUBSCRIPTIONS/SUB", Search: "NAME"}))
 		_, err10 := only(x.Policies(control.PolicyFilter{Subscription: "SUB", Group: "GROUP", Location: "WEST"}, "", 0))
@@ -588,7 +588,7 @@ func joinsAndTokens(t *testing.T, s control.Store) {
 }
 
 func agentEvents(t *testing.T, s control.Store) {
-	vm, other := Machine("s", "g", "vm"), Machine("s", "g", "other")
+	vm, again, other := control.Record{VM: Machine("s", "g", "vm")}, control.Record{VM: Machine("s", "g", "vm"), Epoch: 1}, control.Record{VM: Machine("s", "g", "other")}
 	events := func(from, to int) (list []control.AgentEvent) {
 		for i := from; i <= to; i++ {
 			list = append(list, control.AgentEvent{Seq: uint64(i), Hash: fmt.Sprint("h", i), Line: []byte("line")})
@@ -596,17 +596,19 @@ func agentEvents(t *testing.T, s control.Store) {
 		return list
 	}
 	update(t, s, func(x control.Tx) error {
-		return errors.Join(x.AppendAgentEvents(vm, events(1, 3)), x.AppendAgentEvents(other, events(1, 1)), x.AppendAgentEvents(vm, nil))
+		return errors.Join(x.AppendAgentEvents(vm, events(1, 3)), x.AppendAgentEvents(other, events(1, 1)), x.AppendAgentEvents(again, events(1, 2)), x.AppendAgentEvents(vm, nil))
 	})
 	update(t, s, func(x control.Tx) error { return x.AppendAgentEvents(vm, events(4, 1203)) })
 	view(t, s, func(x control.Tx) error {
 		head, err1 := x.AgentHead(vm)
 		same(t, head, control.Head{Seq: 1203, Hash: "h1203"})
+		second, err4 := x.AgentHead(again)
+		same(t, second, control.Head{Seq: 2, Hash: "h2"})
 		page, err2 := x.AgentEvents(vm, 2, 2)
 		same(t, names(page, func(e control.AgentEvent) string { return e.Hash }), "h3 h4")
 		rest, err3 := x.AgentEvents(vm, 1, 0)
 		same(t, len(rest), 1202)
-		return errors.Join(err1, err2, err3)
+		return errors.Join(err1, err2, err3, err4)
 	})
 	// A line that is there already: nothing of the batch is written, whatever
 	// becomes of the error.
