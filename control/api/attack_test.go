@@ -271,9 +271,14 @@ func TestRequestIDs(t *testing.T) {
 	}
 }
 
-// Two tokens in one call are none: a proxy may have looked at the other.
+// Two tokens in one call are none: a proxy may have looked at the other. Nor
+// is one that does not come as a bearer's.
 func TestTwoTokens(t *testing.T) {
 	s := newServer(t, options{})
+	for _, header := range []string{s.owner, "Basic " + s.owner, "Token " + s.owner} {
+		s.as("", "GET", "/api/v1/whoami", "", "Authorization", header).refused(t, 401, "InvalidAuthenticationToken")
+	}
+	s.as("", "GET", "/api/v1/whoami", "", "Authorization", "bearer  "+s.owner).want(t, 200)
 	r, err := http.NewRequestWithContext(t.Context(), "GET", s.http.URL+"/api/v1/whoami", nil)
 	if err != nil {
 		t.Fatal(err)
