@@ -11,6 +11,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/jitgate/jitgate/control"
+	"github.com/jitgate/jitgate/control/store"
 	"github.com/jitgate/jitgate/control/store/storetest"
 )
 
@@ -87,6 +91,27 @@ func TestReplicas(t *testing.T) {
 	b.stop(t)
 }
 
+// documentsOf are the signed documents of a store that no server has open.
+func documentsOf(t *testing.T, dsn string) (all string) {
+	t.Helper()
+	s, err := store.Open(t.Context(), dsn, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	err = s.View(t.Context(), func(tx control.Tx) error {
+		documents, err := tx.DocumentsAfter(0, 0)
+		for _, d := range documents {
+			all += fmt.Sprintf("%s %s %d %s\n", d.VM, d.Type, d.Version, d.Signed)
+		}
+		return err
+	})
+	if err != nil || !strings.Contains(all, "web1") {
+		t.Fatalf("%v: %q", err, all)
+	}
+	return all
+}
+
 // Everything moves from SQLite to PostgreSQL, and back.
 func TestMigrate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
@@ -133,7 +158,11 @@ func TestMigrate(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
+	documents := documentsOf(t, filepath.Join(dir, databaseFile))
 	migrate(dsn)
+	if got := documentsOf(t, dsn); got != documents {
+		t.Errorf("documents on PostgreSQL:\n%s\nbefore:\n%s", got, documents)
+	}
 	c := command(t, "migrate", "--to", dsn, "--data", dir)
 	if out, err := c.CombinedOutput(); err == nil || !strings.Contains(string(out), "has a realm already") {
 		t.Errorf("a second time: %v: %s", err, out)
