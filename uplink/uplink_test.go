@@ -36,6 +36,7 @@ func TestJoinRefused(t *testing.T) {
 		"cut":               good[:len(good)-4],
 		"more":              good + "AAAA",
 		"padding":           good + "=",
+		"stray bits":        good[:len(good)-1] + string(good[len(good)-1]+1),
 		"no pin":            spell(append([]byte{1}, make([]byte, 52)...)),
 		"an empty CA":       spell(long),
 		"a newer version":   spell(append([]byte{2}, make([]byte, 84)...)),
