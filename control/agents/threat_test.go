@@ -387,6 +387,7 @@ func TestThreatForkedRecord(t *testing.T) {
 	if now := w.vm(h.vm); now.Agent.Head != kept || !now.Agent.Forked {
 		t.Errorf("%+v, was %+v", now.Agent, kept)
 	}
+	within(t, 10*time.Second, "the host is told", func() bool { return strings.Contains(h.log.String(), "does not take the record of this host") })
 	// The documents come all the same.
 	w.policyOf(h.vm, 1)
 	within(t, 10*time.Second, "the policy is in force", func() bool { return h.versions()[1] == 1 })
