@@ -169,7 +169,11 @@ func (ed *edit) publishPolicy(vm VMID) error {
 	role, waits := ed.e.Realm.peopleSign()
 	// Whoever was shown a pending document may have signed and delivered it by
 	// hand: its version is not used again.
-	doc, err := policyDocument(ed.header(max(last.Version, pending.Version), policyValid), role.Epoch, vm, policies)
+	version, err := ed.last(vm, last, policy.TypePolicy)
+	if err != nil {
+		return err
+	}
+	doc, err := policyDocument(ed.header(max(version, pending.Version), policyValid), role.Epoch, vm, policies)
 	if err != nil {
 		return err
 	}
@@ -230,8 +234,12 @@ func (ed *edit) publishGrants(vm VMID) error {
 	if err != nil {
 		return err
 	}
+	version, err := ed.last(vm, last, policy.TypeGrants)
+	if err != nil {
+		return err
+	}
 	role, _ := ed.e.Realm.Trust.Role(policy.RoleGrant)
-	doc, err := grantsDocument(ed.header(last.Version, grantsValid), role.Epoch, vm, guard.Version, open, before, ed.now)
+	doc, err := grantsDocument(ed.header(version, grantsValid), role.Epoch, vm, guard.Version, open, before, ed.now)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ func (e *Engine) Report(ctx context.Context, id VMID, up uplink.Up) (Reported, e
 		return Reported{}, err
 	}
 	var out Reported
-	var idle bool
+	var idle, behind, guard bool
 	err = e.Store.View(ctx, func(tx Tx) error {
 		r, err := e.receive(tx, id, up, lines)
 		if err != nil {
@@ -44,9 +44,12 @@ func (e *Engine) Report(ctx context.Context, id VMID, up uplink.Up) (Reported, e
 		if err != nil {
 			return err
 		}
-		out = r.Reported
+		out, behind, guard = r.Reported, r.behind, r.guardBehind
 		return r.write(tx)
 	})
+	if err == nil && behind {
+		e.catchUp(ctx, id, guard)
+	}
 	return out, err
 }
 
@@ -74,6 +77,8 @@ type received struct {
 	events   []AgentEvent
 	requests map[string]*Request // to write
 	activity []Activity
+
+	behind, guardBehind bool // the host has newer documents than the store
 
 	engine *Engine
 	now    time.Time
@@ -118,7 +123,11 @@ func (e *Engine) receive(tx Tx, id VMID, up uplink.Up, lines []uplink.Line) (*re
 		r.forked(fork)
 		fresh = nil
 	}
-	r.status(up)
+	if r.status(up) || len(fresh) > 0 {
+		if err := r.overtaken(tx, r.vm.Agent.Versions, fresh); err != nil {
+			return nil, err
+		}
+	}
 	opened := up.Status != nil && len(up.Status.Open) > 0
 	if len(fresh) > 0 || opened {
 		if err := r.load(tx, fresh, opened); err != nil {
@@ -198,8 +207,9 @@ func (r *received) forked(why string) {
 	r.engine.Log.Error("an agent's record was changed after it was sent", "vm", r.vm.ID, "why", why)
 }
 
-// status takes over what the agent is and has.
-func (r *received) status(up uplink.Up) {
+// status takes over what the agent is and has, and reports whether it has
+// other documents than before.
+func (r *received) status(up uplink.Up) (others bool) {
 	a, was := r.vm.Agent, *r.vm.Agent
 	if up.Status != nil {
 		a.Mode, a.Versions = up.Status.Mode, Versions(up.Have)
@@ -209,6 +219,7 @@ func (r *received) status(up uplink.Up) {
 		}
 	}
 	r.changed = r.changed || *a != was
+	return a.Versions != was.Versions
 }
 
 // note is what is wrong on a host, for people.

@@ -26,6 +26,7 @@ type Line struct {
 	Message   string
 	Document  string
 	Version   uint64
+	Digest    string // of the document's payload
 	Grant     string
 	Port      uint16
 	Source    string
@@ -45,6 +46,7 @@ type lineJSON struct {
 	Message   string    `json:"message"`
 	Document  string    `json:"document"`
 	Version   uint64    `json:"version"`
+	Digest    string    `json:"digest"`
 	Grant     string    `json:"grant"`
 	Port      uint16    `json:"port"`
 	Source    string    `json:"source"`
@@ -67,7 +69,7 @@ func ParseLine(text []byte) (Line, error) {
 	}
 	sum := sha256.Sum256(text)
 	l := Line{Seq: raw.Seq, Prev: raw.Prev, Hash: hex.EncodeToString(sum[:]), Text: text,
-		Event: raw.Event, Time: raw.Time.UTC(), Message: Trim(raw.Message), Document: Trim(raw.Document), Version: raw.Version,
+		Event: raw.Event, Time: raw.Time.UTC(), Message: Trim(raw.Message), Document: Trim(raw.Document), Version: raw.Version, Digest: Trim(raw.Digest),
 		Grant: Trim(raw.Grant), Port: raw.Port, Source: Trim(raw.Source), End: raw.End.UTC(),
 		Requestor: Trim(raw.Requestor), Reason: Trim(raw.Reason), Code: Trim(raw.Code)}
 	switch {

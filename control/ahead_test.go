@@ -1,0 +1,135 @@
+package control_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jitgate/jitgate/control"
+	"github.com/jitgate/jitgate/policy"
+	"github.com/jitgate/jitgate/uplink"
+)
+
+// A store that was restored from a backup has older documents than a host. The
+// host takes the next ones all the same, whether it or the next request comes
+// first, and a port that nobody knows of any more closes.
+func TestRestoredBackup(t *testing.T) {
+	for name, asksFirst := range map[string]bool{"the host comes first": false, "a request comes first": true} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlane(t)
+			h := &host{vm: vmID("vm1")}
+			p.put("default", machine("vm1", rule(22, "PT3H")))
+			p.update(func(tx control.Tx) error {
+				return tx.PutVM(control.VM{ID: h.vm, Agent: &control.Agent{Key: "k", Enrolled: p.clock()}})
+			})
+			backup, err := p.Documents(t.Context(), h.vm)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lost := p.initiate(owner, wants("vm1", 22, "203.0.113.7", "PT1H"))
+			h.deliver(p, p.clock())
+			has := reportOf(t, p, h)
+
+			// Restored: the request is not there, nor is its list.
+			p.update(func(tx control.Tx) error {
+				lost.VMs[0].Ports[0].Status = control.Revoked
+				if err := tx.PutRequest(lost); err != nil {
+					return err
+				}
+				for _, d := range backup {
+					if d.Type != policy.TypeTrust {
+						if err := tx.PutDocument(d); err != nil {
+							return err
+						}
+					}
+				}
+				return nil
+			})
+			if asksFirst {
+				p.initiate(owner, wants("vm1", 22, "203.0.113.9", "PT1H"))
+			}
+			for range 2 {
+				if r, err := p.Report(t.Context(), h.vm, has); err != nil || r.Refused != "" {
+					t.Fatalf("%+v %v", r, err)
+				}
+			}
+			if !asksFirst {
+				p.initiate(owner, wants("vm1", 22, "203.0.113.9", "PT1H"))
+			}
+			h.deliver(p, p.clock())
+			open := h.open(t, p.clock())
+			if _, there := open["22 203.0.113.9/32"]; !there || len(open) != 1 {
+				t.Errorf("open: %v", open)
+			}
+			told := 0
+			for _, l := range p.log() {
+				if l.Event == "host.ahead" {
+					told++
+				}
+			}
+			if told != 1 {
+				t.Errorf("told %d times", told)
+			}
+		})
+	}
+}
+
+// A host cannot use up the versions of its documents by what it says of them,
+// and what the store does not have is not made from nothing.
+func TestAheadIsBounded(t *testing.T) {
+	p := newPlane(t)
+	vm, stranger := vmID("vm1"), vmID("vm2")
+	p.put("default", machine("vm1", rule(22, "PT3H")))
+	p.update(func(tx control.Tx) error {
+		for _, id := range []control.VMID{vm, stranger} {
+			if err := tx.PutVM(control.VM{ID: id, Agent: &control.Agent{Key: "k", Enrolled: p.clock()}}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for _, id := range []control.VMID{vm, stranger} {
+		up := uplink.Up{Have: uplink.Versions{Policy: policy.MaxVersion, Grants: policy.MaxVersion}, Status: &uplink.Status{Mode: "enforce"}}
+		if id == stranger {
+			up.Have = uplink.Versions{Policy: 7, Grants: 7}
+		}
+		if _, err := p.Report(t.Context(), id, up); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.initiate(owner, wants("vm1", 22, "203.0.113.7", "PT1H"))
+	docs, err := p.Documents(t.Context(), vm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range docs {
+		if d.Version > 10 {
+			t.Errorf("%s is at version %d", d.Type, d.Version)
+		}
+	}
+	if docs, err = p.Documents(t.Context(), stranger); err != nil || len(docs) != 1 {
+		t.Errorf("%d documents of a machine in no policy, %v", len(docs), err)
+	}
+	p.pass(time.Second)
+}
+
+// reportOf is what a host's fetcher says once the newest documents of the
+// store are in force there.
+func reportOf(t *testing.T, p *plane, h *host) uplink.Up {
+	t.Helper()
+	docs, err := p.Documents(t.Context(), h.vm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newChain()
+	for _, d := range docs {
+		envelope, err := policy.ParseEnvelope(d.Signed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		word := map[policy.Type]string{policy.TypeTrust: "trust", policy.TypePolicy: "policy", policy.TypeGrants: "grants"}[d.Type]
+		c.add("document.admitted", fmt.Sprintf(`,"document":%q,"version":%d,"digest":%q`, word, d.Version, envelope.Digest()))
+	}
+	return uplink.Up{Lines: c.lines, Head: c.head(), Status: &uplink.Status{Mode: "enforce"},
+		Have: uplink.Versions{Trust: h.trust.Version, Policy: h.policy.Version, Grants: h.grants.Version}}
+}
