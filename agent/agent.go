@@ -269,7 +269,8 @@ func (a *Agent) told(byHand bool, e audit.Event) audit.Event {
 // admitted is the event of the document of kind k that is in force.
 func (a *Agent) admitted(k Kind) audit.Event {
 	version := a.docs.version(k)
-	return audit.Event{Name: audit.DocumentAdmit, Time: a.Clock.Wall(), Document: k.String(), Version: version,
+	marks := [kinds]policy.Mark{Trust: a.mark.Trust, Policy: a.mark.Policy, Grants: a.mark.Grants}
+	return audit.Event{Name: audit.DocumentAdmit, Time: a.Clock.Wall(), Document: k.String(), Version: version, Digest: marks[k].Digest.String(),
 		Message: fmt.Sprintf("%s version %d is in force", k, version)}
 }
 

@@ -2,6 +2,7 @@ package control_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,6 +72,44 @@ func TestRestoredBackup(t *testing.T) {
 				t.Errorf("told %d times", told)
 			}
 		})
+	}
+}
+
+// A host that has the store's own documents is not taken for one that has
+// others, whether its agent tells digests or not.
+func TestSameDocuments(t *testing.T) {
+	p := newPlane(t)
+	h := &host{vm: vmID("vm1")}
+	p.put("default", machine("vm1", rule(22, "PT3H")))
+	p.update(func(tx control.Tx) error {
+		return tx.PutVM(control.VM{ID: h.vm, Agent: &control.Agent{Key: "k", Enrolled: p.clock()}})
+	})
+	h.deliver(p, p.clock())
+	c := newChain()
+	for i, line := range reportOf(t, p, h).Lines {
+		_, digest, _ := strings.Cut(string(line), `"digest":`)
+		word := []string{"trust", "policy", "grants"}[i]
+		c.add("document.admitted", fmt.Sprintf(`,"document":%q,"version":1,"digest":%s`, word, strings.TrimSuffix(digest, "}")))
+		c.add("document.admitted", fmt.Sprintf(`,"document":%q,"version":1`, word))
+	}
+	before := p.digest()
+	up := uplink.Up{Lines: c.lines, Head: c.head(), Status: &uplink.Status{Mode: "enforce"}, Have: uplink.Versions{Trust: 1, Policy: h.policy.Version, Grants: h.grants.Version}}
+	if _, err := p.Report(t.Context(), h.vm, up); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range p.log() {
+		if l.Event == "host.ahead" {
+			t.Errorf("%+v", l)
+		}
+	}
+	docs, err := p.Documents(t.Context(), h.vm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range docs {
+		if d.Version != 1 {
+			t.Errorf("%s is made anew as version %d; before:\n%s", d.Type, d.Version, before)
+		}
 	}
 }
 

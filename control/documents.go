@@ -232,6 +232,43 @@ func (e *Engine) Documents(ctx context.Context, vm VMID) ([]Document, error) {
 	return list, err
 }
 
+// TrustAfter is the trust document for a machine that has version has, 0: none.
+// Hosts take them one by one, so one that was away for several changes of keys
+// is given the next of those that were in force here, and not the newest. The
+// first is the one it was told to trust at its enrolment.
+func (e *Engine) TrustAfter(ctx context.Context, vm VMID, has uint64) (d Document, err error) {
+	err = e.Store.View(ctx, func(tx Tx) error {
+		if has == 0 {
+			known, ok, err := found(tx.VM(vm))
+			if err != nil {
+				return err
+			}
+			if ok && known.Agent != nil && known.Agent.Joined > 0 {
+				has = known.Agent.Joined - 1
+			}
+		}
+		newest, ok, err := found(tx.Document("", policy.TypeTrust))
+		if err != nil {
+			return err
+		}
+		if d = e.Realm.document(); ok && newest.Version >= d.Version {
+			d = newest
+		}
+		if has+1 >= d.Version {
+			return nil
+		}
+		signed, ok, err := found(tx.Meta(trustMeta(has + 1)))
+		if ok {
+			d = Document{Type: policy.TypeTrust, Version: has + 1, Signed: signed}
+		}
+		return err
+	})
+	return d, err
+}
+
+// trustMeta is where a version of the trust document is kept for good.
+func trustMeta(version uint64) string { return fmt.Sprintf("trust.version.%d", version) }
+
 // document is the trust document.
 func (r Realm) document() Document {
 	return Document{Type: policy.TypeTrust, Version: r.Trust.Version, Issued: r.Trust.Issued, Expires: r.Trust.Expires, Signed: r.Signed}

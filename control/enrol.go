@@ -119,7 +119,7 @@ func (e *Engine) Enrol(ctx context.Context, in EnrolInput) (Enrolled, error) {
 			return nil
 		}
 		was := vm.Agent
-		vm.Agent = &Agent{Key: key, Install: in.Install, Version: in.Version, Enrolled: now, Expires: leaf.NotAfter}
+		vm.Agent = &Agent{Key: key, Install: in.Install, Version: in.Version, Enrolled: now, Expires: leaf.NotAfter, Joined: e.Realm.Trust.Version}
 		if was != nil {
 			line.Reason = fmt.Sprintf("in place of the agent that enrolled at %s", was.Enrolled.Format(time.RFC3339))
 			// Whoever was let in again may have been installed again: see Report.

@@ -45,6 +45,7 @@ type Agent struct {
 	Versions Versions  `json:"documents,omitzero"` // what it has admitted
 	Note     string    `json:"note,omitempty"`     // the last refusal, for people
 	Forked   bool      `json:"forked,omitempty"`   // its record contradicts what is kept of it
+	Joined   uint64    `json:"joined,omitzero"`    // version of the trust document it was given when it enrolled
 	Epoch    uint64    `json:"epoch,omitzero"`     // which of its records is kept now
 	Anew     bool      `json:"anew,omitempty"`     // it enrolled again, and may begin another record
 }

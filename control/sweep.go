@@ -306,7 +306,7 @@ func (e *Engine) keepTrust(ctx context.Context) error {
 		if err := look(tx); err != nil || there {
 			return err
 		}
-		return tx.PutDocument(mine)
+		return errors.Join(tx.PutDocument(mine), tx.PutMeta(trustMeta(mine.Version), mine.Signed))
 	})
 }
 

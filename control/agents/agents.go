@@ -334,7 +334,7 @@ func (l *Line) serveDocument(w http.ResponseWriter, r *http.Request) {
 		if uplink.File(t) != r.PathValue("name") {
 			continue
 		}
-		d, err := l.document(r.Context(), who.VM, t)
+		d, err := l.document(r.Context(), who.VM, t, uplink.Versions{})
 		if errors.Is(err, control.ErrNotFound) {
 			break
 		}
@@ -371,21 +371,17 @@ func digested(d control.Document) (document, error) {
 	return document{d, e.Digest()}, nil
 }
 
-// document reads one document from the store. The trust document is
-// everybody's, and where none was stored the one the engine was started with.
-func (l *Line) document(ctx context.Context, vm control.VMID, t policy.Type) (d document, err error) {
-	key := vm.Key()
-	if t == policy.TypeTrust {
-		key = ""
-	}
+// document reads one document for a host that has some versions: its own, and
+// of the trust documents, which are everybody's, the next it can take.
+func (l *Line) document(ctx context.Context, vm control.VMID, t policy.Type, has uplink.Versions) (d document, err error) {
 	var stored control.Document
-	err = l.Store.View(ctx, func(tx control.Tx) error {
-		stored, err = tx.Document(key, t)
-		return err
-	})
-	if t == policy.TypeTrust && errors.Is(err, control.ErrNotFound) {
-		realm := l.Engine.Realm
-		stored, err = control.Document{Type: t, Version: realm.Trust.Version, Signed: realm.Signed}, nil
+	if t == policy.TypeTrust {
+		stored, err = l.Engine.TrustAfter(ctx, vm, has.Trust)
+	} else {
+		err = l.Store.View(ctx, func(tx control.Tx) error {
+			stored, err = tx.Document(vm.Key(), t)
+			return err
+		})
 	}
 	if err != nil {
 		return document{}, err

@@ -314,6 +314,41 @@ func (b *saysBusy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b.Handler.ServeHTTP(w, r)
 }
 
+// A host takes trust documents one by one. One that was away for several
+// changes of keys gets each of them, and one that is here when they come too.
+func TestTrustOneByOne(t *testing.T) {
+	w := newWorld(t)
+	w.follow(1)
+	away, here := w.host("web1"), w.host("web2")
+	for _, h := range []*host{away, here} {
+		h.mustEnroll(w)
+		h.run()
+	}
+	here.fetching()
+	stop := away.fetching()
+	within(t, 10*time.Second, "the first is in force", func() bool { return away.versions()[0] == 1 && here.versions()[0] == 1 })
+	stop()
+	for version := uint64(2); version <= 4; version++ {
+		w.follow(version)
+	}
+	within(t, 20*time.Second, "the host that is here has the last", func() bool { return here.versions()[0] == 4 })
+	away.fetching()
+	within(t, 20*time.Second, "the host that was away has the last", func() bool { return away.versions()[0] == 4 })
+}
+
+// follow puts the next version of the realm's trust document in force, as a
+// replica does that is started with it.
+func (w *world) follow(version uint64) {
+	w.t.Helper()
+	w.trust.Version = version
+	w.trust.Issued = w.trust.Issued.Add(time.Second)
+	replica := w.engine.Config
+	replica.Realm.Trust, replica.Realm.Signed = w.trust, w.sign(policy.TypeTrust, policy.RoleRoot, w.trust.Encode())
+	if err := control.New(replica).Sweep(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // What an agent refuses is told, and not sent again and again.
 func TestRefusedDocument(t *testing.T) {
 	w := newWorld(t)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jitgate/jitgate/control"
+	"github.com/jitgate/jitgate/policy"
 	"github.com/jitgate/jitgate/uplink"
 )
 
@@ -146,7 +147,9 @@ func (l *Line) push(d control.Document) {
 		return
 	}
 	for _, s := range listeners {
-		s.offer(whole)
+		if d.Type != policy.TypeTrust || s.isNext(whole) {
+			s.offer(whole)
+		}
 	}
 }
 

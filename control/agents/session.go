@@ -82,17 +82,26 @@ func (s *session) offer(d document) {
 	if !s.wants(d) {
 		return
 	}
-	if q, ok := s.queue[d.Type]; ok && q.Seq >= d.Seq {
+	if q, ok := s.queue[d.Type]; ok && !d.newer(q) {
 		return
 	}
 	s.queue[d.Type] = d
 	s.signal()
 }
 
-// wants reports whether the agent has yet to get d. Of the documents a
-// control plane wrote, the one with the higher Seq is newer.
+// newer reports whether d comes after another document of its type. Of those a
+// control plane wrote it is the one with the higher Seq; trust documents come
+// by version, one by one.
+func (d document) newer(than document) bool {
+	if d.Type == policy.TypeTrust {
+		return d.Version > than.Version
+	}
+	return d.Seq > than.Seq
+}
+
+// wants reports whether the agent has yet to get d.
 func (s *session) wants(d document) bool {
-	if was, ok := s.sent[d.Type]; ok && was.Seq >= d.Seq {
+	if was, ok := s.sent[d.Type]; ok && !d.newer(was) {
 		return false
 	}
 	for _, h := range s.held {
@@ -101,6 +110,15 @@ func (s *session) wants(d document) bool {
 		}
 	}
 	return !s.ready || d.Version > s.have.Of(d.Type)
+}
+
+// isNext reports whether a trust document is the next for the host. Where it is
+// not, or is not known to be, those before it come first, as the host says what
+// it has.
+func (s *session) isNext(d document) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ready && d.Version == s.have.Trust+1
 }
 
 // signal wakes the writer. s.mu is held.
@@ -158,7 +176,7 @@ func (s *session) told(ctx context.Context, up uplink.Up) error {
 		return nil
 	}
 	for _, t := range uplink.Documents {
-		d, err := s.line.document(ctx, s.who.VM, t)
+		d, err := s.line.document(ctx, s.who.VM, t, up.Have)
 		if errors.Is(err, control.ErrNotFound) {
 			continue
 		}
