@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -177,6 +178,7 @@ func TestFollowActivityEnds(t *testing.T) {
 // much of the log it is asked for.
 type deaf struct {
 	control.Store
+	mu    *sync.Mutex // of all below
 	lines *[]control.Activity
 	away  *bool
 	read  *int
@@ -190,6 +192,8 @@ type deafTx struct {
 func (deaf) Changed(context.Context) <-chan struct{} { return nil }
 
 func (s deaf) View(_ context.Context, f func(control.Tx) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if *s.away {
 		return fmt.Errorf("%w", control.Refuse(control.Unavailable, "ServiceUnavailable", "away"))
 	}
@@ -222,7 +226,8 @@ func TestFollowActivitySweeps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lines []control.Activity
 		away, read := false, 0
-		d.Engine.Store = deaf{d.store, &lines, &away, &read}
+		var mu sync.Mutex
+		d.Engine.Store = deaf{d.store, &mu, &lines, &away, &read}
 		for i := range 100 {
 			lines = append(lines, control.Activity{Seq: uint64(i + 1), Event: "dull", Scope: "/"})
 		}
@@ -237,11 +242,15 @@ func TestFollowActivitySweeps(t *testing.T) {
 		}()
 		for i := range 10 {
 			synctest.Wait()
+			mu.Lock()
 			away = i%2 == 1
 			lines = append(lines, control.Activity{Seq: uint64(len(lines) + 1), Event: "x", Scope: "/"})
+			mu.Unlock()
 			time.Sleep(3 * time.Second)
 		}
+		mu.Lock()
 		away = false
+		mu.Unlock()
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
 		cancel()

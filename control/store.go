@@ -99,6 +99,7 @@ type Tx interface {
 	// Meta is a small named value, such as a replica-wide secret.
 	Meta(name string) ([]byte, error)
 	PutMeta(name string, value []byte) error
+	MetaNames() ([]string, error) // in their order
 }
 
 // Machine is as much of a machine as its tab depends on.

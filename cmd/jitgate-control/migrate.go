@@ -181,7 +181,7 @@ func copyMachines(r, w control.Tx) (n int, err error) {
 	for after := ""; ; {
 		page, err := r.VMs(control.VMFilter{After: after, Limit: copyPage})
 		rows, err := each(page, err, func(vm control.VM) error {
-			events, err := copyEvents(r, w, vm.ID)
+			events, err := copyEvents(r, w, vm)
 			n += events
 			return errors.Join(err, w.PutVM(vm))
 		})
@@ -192,18 +192,28 @@ func copyMachines(r, w control.Tx) (n int, err error) {
 	}
 }
 
-// copyEvents copies what a machine's agent has reported.
-func copyEvents(r, w control.Tx, vm control.VMID) (n int, err error) {
-	for after := uint64(0); ; {
-		page, err := r.AgentEvents(vm, after, copyPage)
-		if n += len(page); err != nil || len(page) == 0 {
-			return n, err
-		}
-		if err := w.AppendAgentEvents(vm, page); err != nil {
-			return n, err
-		}
-		after = page[len(page)-1].Seq
+// copyEvents copies what a machine's agent has reported: each of its records.
+func copyEvents(r, w control.Tx, vm control.VM) (n int, err error) {
+	if vm.Agent == nil {
+		return 0, nil
 	}
+	for epoch := range vm.Agent.Epoch + 1 {
+		record := control.Record{VM: vm.ID, Epoch: epoch}
+		for after := uint64(0); ; {
+			page, err := r.AgentEvents(record, after, copyPage)
+			if n += len(page); err != nil {
+				return n, err
+			}
+			if len(page) == 0 {
+				break
+			}
+			if err := w.AppendAgentEvents(record, page); err != nil {
+				return n, err
+			}
+			after = page[len(page)-1].Seq
+		}
+	}
+	return n, nil
 }
 
 func copyActivity(r, w control.Tx) (n int, err error) {
@@ -219,19 +229,10 @@ func copyActivity(r, w control.Tx) (n int, err error) {
 	}
 }
 
-func copyMeta(r, w control.Tx) (n int, err error) {
-	for _, name := range []string{metaPin, metaTrust, metaTickets} {
+func copyMeta(r, w control.Tx) (int, error) {
+	names, err := r.MetaNames()
+	return each(names, err, func(name string) error {
 		value, err := r.Meta(name)
-		if errors.Is(err, control.ErrNotFound) {
-			continue
-		}
-		if err == nil {
-			err = w.PutMeta(name, value)
-		}
-		if err != nil {
-			return n, err
-		}
-		n++
-	}
-	return n, nil
+		return errors.Join(err, w.PutMeta(name, value))
+	})
 }

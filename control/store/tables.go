@@ -543,6 +543,17 @@ func (t *tx) Meta(name string) ([]byte, error) {
 	return one[[]byte](t, "SELECT doc FROM meta WHERE name = ?", name)
 }
 
+func (t *tx) MetaNames() (names []string, err error) {
+	err = t.read(func(rows *sql.Rows) error {
+		var name string
+		err := rows.Scan(&name)
+		names = append(names, name)
+		return err
+	}, "SELECT name FROM meta")
+	slices.Sort(names) // by bytes, whatever the database's own order
+	return names, err
+}
+
 func (t *tx) PutMeta(name string, value []byte) error {
 	return t.put("INSERT INTO meta (name, doc) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET doc = excluded.doc", value, name)
 }

@@ -105,8 +105,16 @@ func notThere(t *testing.T, s control.Store) {
 		}
 		return x.PutMeta("went", []byte("on"))
 	})
+	update(t, s, func(x control.Tx) error {
+		return errors.Join(x.PutMeta("z", nil), x.PutMeta("B", nil), x.PutMeta("a", nil))
+	})
 	view(t, s, func(x control.Tx) error {
-		_, err := x.Meta("went")
+		all, err := x.MetaNames()
+		if err != nil {
+			return err
+		}
+		same(t, strings.Join(all, " "), "B a went z")
+		_, err = x.Meta("went")
 		if err != nil {
 			return err
 		}
