@@ -6,18 +6,15 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
-	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -135,7 +132,7 @@ func (d directory) backup(ctx context.Context, s settings, path string, now time
 				continue
 			}
 			snapshot := filepath.Join(work, databaseFile)
-			if err := copyDatabase(ctx, s.dsn(d), snapshot); err != nil {
+			if err := store.Backup(ctx, s.dsn(d), snapshot); err != nil {
 				return m, fmt.Errorf("copy the database: %w", err)
 			}
 			sources[f.name] = snapshot
@@ -166,24 +163,6 @@ func (d directory) backup(ctx context.Context, s settings, path string, now time
 		return m, err
 	}
 	return m, syncDirectory(filepath.Dir(path))
-}
-
-// copyDatabase makes a consistent copy of a SQLite database, whoever else has
-// it open: readers do not disturb its one writer.
-func copyDatabase(ctx context.Context, from, to string) error {
-	if _, err := os.Stat(from); err != nil {
-		return err
-	}
-	u := url.URL{Scheme: "file", Path: "/" + strings.TrimPrefix(filepath.ToSlash(from), "/"), RawQuery: "_pragma=busy_timeout(10000)"}
-	db, err := sql.Open("sqlite", u.String())
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	if _, err := db.ExecContext(ctx, "VACUUM INTO ?", to); err != nil {
-		return err
-	}
-	return os.Chmod(to, 0o600)
 }
 
 func entryOf(name, path string) (manifestEntry, error) {
@@ -257,9 +236,9 @@ func newRestore() *cobra.Command {
 first: sums, the trust document's signatures, that the keys are those it names,
 and the database. What is wrong leaves DIR as it was.
 
-Hosts refuse lists older than those they have. Where hosts got some after the
-backup was made, raise the epochs (jitgate trust next --restart grant --restart
-policy, see keys rotate-help).`,
+Hosts that got lists after the backup was made refuse older ones: as they come
+back, theirs are made anew from what was restored. What was granted since the
+backup ends then.`,
 		Example: "  jitgate-control restore /backup/jitgate-2026-01-01.tar.gz --data /var/lib/jitgate-control",
 		Args:    positional(1, 1, "one backup"),
 		RunE: func(c *cobra.Command, args []string) error {
