@@ -196,9 +196,9 @@ func newTable(flags uint32) (netlink.Message, error) {
 	}, err
 }
 
-func deleteTable() (netlink.Message, error) {
+func deleteTable(name string) (netlink.Message, error) {
 	data, err := netlink.MarshalAttributes([]netlink.Attribute{
-		{Type: unix.NFTA_TABLE_NAME, Data: []byte(TableName + "\x00")},
+		{Type: unix.NFTA_TABLE_NAME, Data: []byte(name + "\x00")},
 	})
 	return netlink.Message{
 		Header: netlink.Header{Type: messageType(unix.NFT_MSG_DELTABLE), Flags: netlink.Request},

@@ -20,9 +20,7 @@ import (
 	"github.com/jitgate/jitgate/firewall"
 )
 
-// TableName is the guard's table, of family inet. Whatever closes ports
-// before the agent runs must use another name: a table made without flags
-// cannot be adopted.
+// TableName is the guard's table, of family inet.
 const TableName = "jitgate"
 
 // LogGroup is the NFLOG group that gets the head of some denied packets.

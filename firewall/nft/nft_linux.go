@@ -27,6 +27,7 @@ type Backend struct {
 
 	known    bool // the fields below are as the kernel has them
 	table    tableState
+	boot     bool // the table of Baseline stands
 	sets     map[setID]bool
 	revoked  map[firewall.Door]firewall.End // whose sessions are cut
 	mendable bool                           // the base chain has the hook it should have
@@ -58,7 +59,7 @@ func Open(now func() firewall.BootTime) (*Backend, error) {
 		return nil, err
 	}
 	b := &Backend{socket: socket, encode: encode, now: now}
-	if _, err := socket.table(); err != nil {
+	if _, _, err := socket.table(); err != nil {
 		socket.close()
 		return nil, explain(err)
 	}
@@ -152,7 +153,7 @@ func (b *Backend) observe() (o firewall.Observed, err error) {
 	o.Openings = map[firewall.Door]firewall.End{}
 	b.encode.own = localPorts()
 	b.sets, b.revoked, b.mendable = map[setID]bool{}, map[firewall.Door]firewall.End{}, true
-	if b.table, err = b.socket.table(); err != nil || !b.table.exists {
+	if b.table, b.boot, err = b.socket.table(); err != nil || !b.table.exists {
 		return o, err
 	}
 	chains, err := b.socket.chains()
@@ -221,7 +222,8 @@ func (b *Backend) observe() (o firewall.Observed, err error) {
 			b.whole = same
 		}
 	}
-	o.Intact = intact && b.table.flags&flagDormant == 0
+	// Beside the guard the table of the boot closes what was granted.
+	o.Intact = intact && b.table.flags&flagDormant == 0 && !b.boot
 	return o, err
 }
 
@@ -356,9 +358,17 @@ func (b *Backend) apply(p firewall.Plan, delay time.Duration) (wroteRules bool, 
 	if err != nil {
 		return false, err
 	}
+	if wroteRules && b.boot {
+		m, err := deleteTable(BootTableName)
+		if err != nil {
+			return false, err
+		}
+		messages = append(messages, m)
+	}
 	if err := b.commit(messages); err != nil {
 		return false, err
 	}
+	b.boot = b.boot && !wroteRules
 	maps.Copy(b.revoked, s.cut)
 	for _, d := range s.free {
 		delete(b.revoked, d)
@@ -377,7 +387,7 @@ func (b *Backend) commit(messages []netlink.Message) error {
 	if b.table.exists && !b.mendable {
 		// Somebody made the table, or a base chain or set in it, unlike ours,
 		// and the kernel cannot change those in place.
-		m, err := deleteTable()
+		m, err := deleteTable(TableName)
 		if err != nil {
 			return err
 		}
@@ -428,17 +438,24 @@ func (b *Backend) Denied(context.Context) (d firewall.Denied, err error) {
 	return d, nil
 }
 
-// Remove implements firewall.Backend.
+// Remove implements firewall.Backend. The table of the boot goes too.
 func (b *Backend) Remove(ctx context.Context) error {
-	if _, err := b.Observe(ctx); err != nil || !b.table.exists {
+	if _, err := b.Observe(ctx); err != nil {
 		return err
+	}
+	var messages []netlink.Message
+	for name, stands := range map[string]bool{TableName: b.table.exists, BootTableName: b.boot} {
+		if !stands {
+			continue
+		}
+		m, err := deleteTable(name)
+		if err != nil {
+			return err
+		}
+		messages = append(messages, m)
 	}
 	b.known = false
-	m, err := deleteTable()
-	if err != nil {
-		return err
-	}
-	return explain(b.socket.commit([]netlink.Message{m}))
+	return explain(b.socket.commit(messages))
 }
 
 // Describe implements firewall.Backend.

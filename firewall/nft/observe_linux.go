@@ -33,10 +33,11 @@ func (t tableState) orphan() bool {
 	return t.exists && t.flags&(flagOwner|flagPersist) == flagPersist
 }
 
-func (t *transport) table() (tableState, error) {
+// table reads our table, and whether the one that closes ports at boot stands.
+func (t *transport) table() (ours tableState, boot bool, err error) {
 	answers, err := t.dump(unix.NFT_MSG_GETTABLE, unix.NFPROTO_INET, nil)
 	if err != nil {
-		return tableState{}, fmt.Errorf("list tables: %w", err)
+		return tableState{}, false, fmt.Errorf("list tables: %w", err)
 	}
 	for _, data := range answers {
 		state, name := tableState{exists: true}, ""
@@ -51,13 +52,16 @@ func (t *transport) table() (tableState, error) {
 			}
 		})
 		if err != nil {
-			return tableState{}, fmt.Errorf("read a table: %w", err)
+			return tableState{}, false, fmt.Errorf("read a table: %w", err)
 		}
-		if name == TableName {
-			return state, nil
+		switch name {
+		case TableName:
+			ours = state
+		case BootTableName:
+			boot = true
 		}
 	}
-	return tableState{}, nil
+	return ours, boot, nil
 }
 
 // inTable asks for objects of our table only.
