@@ -56,6 +56,10 @@ type Agent struct {
 	Clock    Clock
 	Machine  Machine   // that it runs on
 	Built    time.Time // when the program was built; zero if unknown
+	// Supervisor hears when the guard is in place, and that the agent is alive.
+	Supervisor Supervisor
+	// Reread reads the settings again, for Reload.
+	Reread func() (Settings, error)
 
 	inbox    inbox
 	late     bool // something in the inbox was not read in time
@@ -71,6 +75,10 @@ type Agent struct {
 	former   []byte // the trust document of the mark on the disk
 	dirty    bool   // the mark is not on the disk yet
 	saveErr  error
+
+	closing   []byte // what baselineFile holds
+	settled   bool   // that is known
+	unsettled error  // why it is not as it should be
 
 	have     firewall.Observed
 	known    bool // have is what the firewall holds
@@ -171,14 +179,21 @@ func (a *Agent) Load() {
 // means that the firewall may not be as wanted; the next pass tries again.
 func (a *Agent) Step(ctx context.Context) (next firewall.BootTime, err error) {
 	defer func() {
-		if a.late {
+		if a.late || a.unsettled != nil {
 			next = min(next, a.Clock.Boot().Add(time.Second))
 		}
+		a.problem = also(a.problem, a.unsettled)
 		a.next = next
 	}()
 	a.settleInstall(ctx)
 	events := append(a.revert(), a.takeInbox()...)
 	a.save()
+	// Before the guard: ports that are new in it are closed at a start from
+	// here on.
+	was := a.unsettled
+	if a.unsettled = a.settleBaseline(); a.unsettled != nil && was == nil {
+		a.Log.Error("trying again", "error", a.unsettled)
+	}
 	if a.mode().Mode == Off {
 		a.problem = a.standDown(ctx, events)
 		return a.Clock.Boot().Add(Resync), a.problem

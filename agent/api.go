@@ -72,6 +72,7 @@ func (a *Agent) handler() http.Handler {
 		}
 		return nil, a.delivering(ctx, by, q)
 	}))
+	mux.HandleFunc("POST /v1/reload", a.reloading)
 	return mux
 }
 
@@ -185,6 +186,15 @@ func (c caller) mustBeRoot() error {
 		return errNotRoot
 	}
 	return nil
+}
+
+// mustBeOfTheAgent lets the agent's own user in too, as which its service runs
+// what reloads it.
+func (c caller) mustBeOfTheAgent() error {
+	if c.known && c.uid == os.Geteuid() {
+		return nil
+	}
+	return c.mustBeRoot()
 }
 
 // callerKey is where a request's context holds who calls.

@@ -164,7 +164,7 @@ func (a *Agent) confirm(ctx context.Context, by string) error {
 func (a *Agent) disarm(ctx context.Context, by string, mode Mode) error {
 	if a.mode() == (guardState{Mode: mode}) {
 		_, err := a.Step(ctx)
-		return err
+		return also(err, a.unsettled)
 	}
 	next := standing{Mode: mode}
 	saveErr := a.store.saveStanding(next)
@@ -174,7 +174,7 @@ func (a *Agent) disarm(ctx context.Context, by string, mode Mode) error {
 	a.standing, a.modeErr = next, nil
 	recordErr := a.record(ctx, []audit.Event{{Name: audit.GuardDisarmed, Message: "the guard no longer drops: mode " + string(mode), Requestor: by}})
 	_, err := a.Step(ctx)
-	return errors.Join(saveErr, also(recordErr, err))
+	return also(errors.Join(saveErr, also(recordErr, err)), a.unsettled)
 }
 
 // revert ends a trial that nobody confirmed in time, and returns what to

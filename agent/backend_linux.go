@@ -15,3 +15,6 @@ func OpenBackend(warn func(error)) (firewall.Backend, error) {
 	b.Warn = warn
 	return b, nil
 }
+
+// bootRules is what closes ports before an agent has started.
+func bootRules(ports []firewall.Port) []byte { return nft.Baseline(ports) }

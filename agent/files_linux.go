@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -247,7 +250,30 @@ func ofAnother(path string, uid uint32) error {
 	return fmt.Errorf("%s belongs to uid %d, who could change what is read: chown root %[1]s", path, uid)
 }
 
-// own reports whether what uid owns is believed: root's, and the agent's.
-func own(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
+// own reports whether what uid owns is believed: root's, and the agent's. root
+// believes the user its agents run as too.
+func own(uid uint32) bool {
+	self := uint32(os.Geteuid())
+	return uid == 0 || uid == self || self == 0 && isAgentUser(uid)
+}
+
+// AgentUser is who the agent runs as where its service does not run as root.
+const AgentUser = "jitgate"
+
+// isAgentUser is asked for every directory on every way: who it is does not
+// change while a process lives.
+func isAgentUser(uid uint32) bool {
+	id, known := agentUser()
+	return known && uid == id
+}
+
+var agentUser = sync.OnceValues(func() (uid uint32, known bool) {
+	u, err := user.Lookup(AgentUser)
+	if err != nil {
+		return 0, false
+	}
+	id, err := strconv.ParseUint(u.Uid, 10, 32)
+	return uint32(id), err == nil
+})
 
 func writable(st unix.Stat_t) bool { return st.Mode&0o022 != 0 }

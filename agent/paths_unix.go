@@ -22,12 +22,16 @@ const (
 // productUUID is what the firmware calls this machine, or empty: only root may
 // read it, and not every machine has one.
 func productUUID() string {
-	b, err := os.ReadFile("/sys/class/dmi/id/product_uuid")
-	if err != nil {
-		return ""
+	for _, path := range []string{"/sys/class/dmi/id/product_uuid", uuidForAgent} {
+		if b, err := os.ReadFile(path); err == nil {
+			return string(b)
+		}
 	}
-	return string(b)
+	return ""
 }
+
+// uuidForAgent is where jitgate.service puts it for an agent that is not root.
+const uuidForAgent = "/run/jitgate/product_uuid"
 
 // MachineID is the id of this machine, the fallback of host_id = "auto".
 func MachineID() (string, error) {

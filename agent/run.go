@@ -52,15 +52,22 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	if ready != nil {
 		ready()
 	}
+	a.Supervisor.tell(supervisorReady)
 	a.Log.Info("guarding", "ports", a.guarded(), "mode", a.mode().Mode, "firewall", a.Backend.Describe())
 
 	for {
-		if err := wake.set(a.next); err != nil {
+		a.Supervisor.alive()
+		next := a.next
+		if within := a.Supervisor.Within; within > 0 {
+			next = min(next, a.Clock.Boot().Add(within/3))
+		}
+		if err := wake.set(next); err != nil {
 			return err
 		}
 		before := a.problem
 		select {
 		case <-ctx.Done():
+			a.Supervisor.tell(supervisorStopping)
 			// The guard stays; only the agent goes.
 			a.keepUntil(a.Clock.Boot(), true)
 			return a.record(context.WithoutCancel(ctx), []audit.Event{{Name: audit.AgentStopped, Message: "the agent stopped; the guard stays"}})
@@ -114,11 +121,19 @@ func (a *Agent) takeDirs() (release func(), err error) {
 	if err := errors.Join(os.MkdirAll(a.Settings.StateDir, 0o700), makeInbox(a.Settings.InboxDir)); err != nil {
 		a.Log.Error("nothing will open", "error", err)
 	}
-	release, err = lock(a.Settings.StateDir)
+	unlock, err := lock(a.Settings.StateDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return func() {}, nil
 	}
-	return release, err
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		if err := handBack(a.Settings.StateDir); err != nil {
+			a.Log.Warn("the agent's own user cannot read all of its state", "error", err)
+		}
+		unlock()
+	}, nil
 }
 
 // Once is one pass by itself, for an administrator or a timer.

@@ -17,6 +17,7 @@ type Name string
 // The events a host records.
 const (
 	AgentStarted    Name = "agent.started"
+	AgentReloaded   Name = "agent.reloaded"
 	AgentStopped    Name = "agent.stopped"
 	InstallCreated  Name = "install.created"
 	InstallRenewed  Name = "install.renewed" // the state was another machine's, or unreadable

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/kardianos/service"
@@ -21,7 +23,7 @@ func newAgent() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "agent",
 		Short: "The daemon that guards this host",
-	}, newAgentRun(), newAgentStep())
+	}, newAgentRun(), newAgentReload(), newAgentStep())
 }
 
 func newAgentRun() *cobra.Command {
@@ -31,7 +33,8 @@ func newAgentRun() *cobra.Command {
 		Short: "Guard this host, in the foreground or as a service",
 		Long: `Guards the ports of the settings, or of the policy once there is one, and opens
 what admitted grants say. Stopping it leaves the guard in place; what is open
-closes on time all the same.`,
+closes on time all the same. SIGHUP has it read its settings again, as jitgate
+agent reload does.`,
 		Example: "  jitgate agent run --config /etc/jitgate/agent.toml",
 		Args:    positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -40,6 +43,7 @@ closes on time all the same.`,
 				return err
 			}
 			defer a.Backend.Close()
+			a.Supervisor = agent.Supervised()
 			return runService(a)
 		},
 	}
@@ -73,6 +77,7 @@ func openAgent(c *cobra.Command, config, level string) (*agent.Agent, error) {
 		Clock:    agent.SystemClock(),
 		Machine:  agent.ThisMachine(),
 		Built:    builtTime(),
+		Reread:   func() (agent.Settings, error) { return agent.LoadSettings(config) },
 	}, nil
 }
 
@@ -109,14 +114,34 @@ func (p *program) Stop(service.Service) error {
 // wait returns when the service manager wants the program to stop, or when it
 // has stopped by itself.
 func (p *program) wait() {
-	signals := make(chan os.Signal, 1)
+	signals, again := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(again, syscall.SIGHUP)
 	defer signal.Stop(signals)
-	select {
-	case <-signals:
-	case <-p.done:
+	defer signal.Stop(again)
+	for {
+		select {
+		case <-again:
+			go p.reload()
+		case <-signals:
+			return
+		case <-p.done:
+			return
+		}
 	}
 }
+
+// reload has the agent read its settings again. It logs what comes of it.
+func (p *program) reload() {
+	ctx, cancel := context.WithTimeout(context.Background(), reloadPatience)
+	defer cancel()
+	if err := p.agent.Reload(ctx); err != nil {
+		p.agent.Log.Error("the settings stay as they are", "error", err)
+	}
+}
+
+// reloadPatience is how long a SIGHUP waits for a pass to end.
+const reloadPatience = 10 * time.Second
 
 func runService(a *agent.Agent) error {
 	p := &program{agent: a, done: make(chan struct{})}
@@ -129,6 +154,24 @@ func runService(a *agent.Agent) error {
 		return fmt.Errorf("service: %w", err)
 	}
 	return errors.Join(s.Run(), p.err)
+}
+
+func newAgentReload() *cobra.Command {
+	var config string
+	c := &cobra.Command{
+		Use:   "reload",
+		Short: "Have the running agent read its settings again",
+		Long: `The agent takes mode and guard from its settings at once, and touches no opening.
+Settings that are wrong are refused with the line, and those in force stay. Who
+the host is and where the agent keeps its state changes only when it starts.`,
+		Example: "  jitgate agent reload",
+		Args:    positional(0, 0, "no argument"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return callAgent(c.Context(), config, http.MethodPost, "/v1/reload", nil, nil)
+		},
+	}
+	configFlag(c, &config)
+	return c
 }
 
 func newAgentStep() *cobra.Command {
