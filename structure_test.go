@@ -55,6 +55,8 @@ var mayImport = map[string][]string{
 	"control/web":             {},
 	"cmd/jitgate-control":     {"cli", "control", "control/agents", "control/api", "control/azure", "control/identity", "control/signer", "control/signer/keyvault", "control/store", "control/web", "policy"},
 
+	"packaging/manual": {},
+
 	"e2e":   {},
 	"bench": {"agent", "audit", "firewall", "firewall/nft", "policy"},
 }

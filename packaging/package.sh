@@ -1,8 +1,9 @@
 #!/bin/sh
-# Makes the deb and the rpm of what make cross built for linux, the same bytes
-# every time.
+# Makes the debs and the rpms of what make cross built for linux, the same bytes
+# every time: jitgate, and jitgate-control where its program is there.
 #   package.sh DIST VERSION [ARCH…]
-# VERSION is what git describe says, or a number like 1.2.3.
+# VERSION is what git describe says, or a number like 1.2.3. The program for this
+# machine has to be among them: it is asked for its pages and completions.
 set -eu
 dist=$1
 version=${2#v}
@@ -19,16 +20,21 @@ case $version in
 *) version=0.0.0~$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y%m%d%H%M%S).$version ;;
 esac
 VERSION=$(echo "$version" | sed 's/-dirty$/.dirty/; s/-/~/; s/[^0-9A-Za-z.+~]/./g')
+export VERSION
 
-STAGE=$(mktemp -d)
-trap 'rm -rf "$STAGE"' EXIT
-packaging/licences.sh "$STAGE/licences"
-{
-	echo 'jitgate, https://github.com/jitgate/jitgate'
+stages=$(mktemp -d)
+trap 'rm -rf "$stages"' EXIT
+# A module of its own: what packs the program is no dependency of it.
+nfpm=$(cd packaging/tools && go tool -n nfpm)
+
+# notices NAME PACKAGE prints whose work is in a program.
+notices() {
+	packaging/licences.sh "$STAGE/licences" "$2"
+	echo "$1, https://github.com/jitgate/jitgate"
 	echo
 	echo 'Copyright: the jitgate authors'
 	echo 'Licence: Apache-2.0, in /usr/share/common-licenses/Apache-2.0 or'
-	echo '/usr/share/licenses/jitgate/LICENSE'
+	echo "/usr/share/licenses/$1/LICENSE"
 	echo
 	echo 'The program contains the following modules.'
 	(cd "$STAGE/licences" && find . -type f | LC_ALL=C sort) | while read -r notice; do
@@ -39,19 +45,45 @@ packaging/licences.sh "$STAGE/licences"
 			cat "$STAGE/licences/$notice"
 		fi
 	done
-} >"$STAGE/copyright"
-{
-	printf 'jitgate (%s) unstable; urgency=medium\n\n' "$VERSION"
-	printf '  * https://github.com/jitgate/jitgate/blob/main/CHANGELOG.md\n\n'
-	printf ' -- jitgate <jitgate@users.noreply.github.com>  %s\n' "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")"
-} | gzip -n -9 >"$STAGE/changelog.gz"
-export VERSION STAGE
+}
 
-# A module of its own: what packs the program is no dependency of it.
-nfpm=$(cd packaging/tools && go tool -n nfpm)
-for ARCH; do
-	export ARCH PROGRAM="$dist/jitgate-linux-$ARCH"
-	for kind in deb rpm; do
-		"$nfpm" package --config packaging/nfpm.yaml --packager $kind --target "$dist/" | sed -n 's/^created package: //p'
+# stage NAME PACKAGE prepares what goes beside a program, for every platform.
+stage() {
+	STAGE=$stages/$1
+	export STAGE
+	mkdir -p "$STAGE/bin" "$STAGE/man"
+	notices "$1" "$2" >"$STAGE/copyright"
+	{
+		printf '%s (%s) unstable; urgency=medium\n\n' "$1" "$VERSION"
+		printf '  * https://github.com/jitgate/jitgate/blob/main/CHANGELOG.md\n\n'
+		printf ' -- jitgate <jitgate@users.noreply.github.com>  %s\n' "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")"
+	} | gzip -n -9 >"$STAGE/changelog.gz"
+	here=$(cd "$dist" && pwd)/$1-linux-$(go env GOARCH)
+	[ -x "$here" ] || { echo "package: $here is missing" >&2; exit 1; }
+	ln -s "$here" "$STAGE/bin/$1"
+	GOOS='' GOARCH='' go run ./packaging/manual "$STAGE/bin/$1" "$STAGE/man" "$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%d)"
+	gzip -n -9 "$STAGE"/man/*
+	for shell in bash zsh fish; do
+		"$STAGE/bin/$1" completion $shell >"$STAGE/$shell"
 	done
+}
+
+# pack NAME ARCH makes one package of each kind.
+pack() {
+	export ARCH="$2" PROGRAM="$dist/$1-linux-$2"
+	packaging/sbom.sh "$1" "$VERSION" "$PROGRAM" >"$STAGE/sbom.cdx.json"
+	for kind in deb rpm; do
+		"$nfpm" package --config "packaging/$1.yaml" --packager $kind --target "$dist/" | sed -n 's/^created package: //p'
+	done
+}
+
+stage jitgate .
+for arch; do
+	pack jitgate "$arch"
 done
+if [ -e "$dist/jitgate-control-linux-$1" ]; then
+	stage jitgate-control ./cmd/jitgate-control
+	for arch; do
+		pack jitgate-control "$arch"
+	done
+fi
