@@ -159,6 +159,19 @@ func (b *booted) up() {
 	}
 }
 
+// noCycles requires that systemd found no cycle in the order of units, in any
+// boot so far. It finds them before there is a journal.
+func (b *booted) noCycles() {
+	b.t.Helper()
+	console, err := os.ReadFile(b.path("console"))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if strings.Contains(string(console), "ordering cycle") {
+		b.t.Errorf("systemd finds an ordering cycle:\n%s", console)
+	}
+}
+
 // reboot restarts the machine.
 func (b *booted) reboot() {
 	b.t.Helper()

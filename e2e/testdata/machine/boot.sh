@@ -24,6 +24,10 @@ again=133 # how nspawn ends for a restart
 status=$again
 while [ $status = $again ]; do
 	status=0
+	# The namespace outlives the machine. A kernel that starts has no rules, and
+	# no network before somebody sets it up.
+	nft flush ruleset
+	[ ! -e "$files/unplugged" ] || ip link set v0 down
 	# CAP_NET_ADMIN reaches only that network namespace.
 	systemd-nspawn --quiet --register=no --keep-unit --machine="$name" \
 		--network-namespace-path=/proc/self/ns/net --capability=CAP_NET_ADMIN \

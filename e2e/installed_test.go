@@ -1,0 +1,454 @@
+//go:build linux
+
+package e2e_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// plugged is the cable of a machine whose network begins when it has booted
+// that far, as on a real one: what is on it outlives the machine.
+var plugged = map[string]string{
+	"/unplugged": "",
+	"/etc/systemd/system/networking.service": "[Unit]\nDefaultDependencies=no\nAfter=network-pre.target\nBefore=network.target\nWants=network-pre.target\n" +
+		"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=ip link set v0 up\n",
+	"/etc/systemd/system/sysinit.target.d/network.conf": "[Unit]\nWants=networking.service\n",
+}
+
+// installed is a machine with the package, provisioned and armed, that people
+// log in to with ssh.
+type installed struct {
+	*booted
+	version int // of the last list
+}
+
+// install installs a package, or a lower version of it, without a question.
+func (b *booted) install(name string) string {
+	b.t.Helper()
+	return b.run("apt-get", "install", "-q", "-y", "--allow-downgrades", "--reinstall", "-o", "Dpkg::Use-Pty=0", "/root/"+name)
+}
+
+// newInstalled makes one. The policy cuts sessions at the end of a grant.
+func newInstalled(t *testing.T, packages ...string) *installed {
+	t.Helper()
+	m := &installed{booted: newBooted(t)}
+	files := map[string]string{}
+	for path, text := range plugged {
+		files[path] = text
+	}
+	for _, version := range packages {
+		name, content := deb(t, version)
+		files["/root/"+name] = string(content)
+	}
+	// An unplugged cable keeps its addresses.
+	m.vm.run(t, "sysctl", "-qw", "net.ipv6.conf.all.keep_addr_on_down=1", "net.ipv6.conf.v0.keep_addr_on_down=1", "net.ipv6.conf.v0.accept_dad=0")
+	m.vm.run(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", m.path("id"))
+	files["/root/.ssh/authorized_keys"] = m.vm.run(t, "cat", m.path("id.pub"))
+	m.powerOn(files)
+	m.run("chmod", "-R", "go=", "/root/.ssh")
+	return m
+}
+
+// provisionAndArm installs the first package and has the guard drop for good.
+func (m *installed) provisionAndArm(name string) {
+	m.t.Helper()
+	trust, _, pin := provisions(m.realm)
+	m.write("/root/trust.json", string(trust))
+	m.write("/root/preseed", fmt.Sprintf("jitgate jitgate/host_id string %s\njitgate jitgate/trust_pin string %s\njitgate jitgate/trust string /root/trust.json\n", webName, pin))
+	m.run("debconf-set-selections", "/root/preseed")
+	m.install(name)
+	rules := with(m.realm.rules(1, with(port(22, "TCP"), object{"sessionsAtEnd": "cut"})), object{"host": object{"id": webName}})
+	m.write("/var/lib/jitgate/inbox/policy.json", string(m.realm.sign("policy", rules)))
+	m.becomes("the policy should be in force", func(s status) bool { return s.document("policy").Version == 1 })
+	m.isOpen(ways("22/tcp", alice4, bob6))
+	m.run("jitgate", "arm", "--confirm-within", "5m")
+	m.run("jitgate", "arm", "confirm")
+	m.isClosed(ways("22/tcp", alice4, bob6))
+}
+
+// allow delivers a list of grants.
+func (m *installed) allow(grants ...object) {
+	m.t.Helper()
+	m.version++
+	list := with(m.realm.list(m.version, grants...), object{"host": object{"id": webName}})
+	m.write("/var/lib/jitgate/inbox/grants.new", string(m.realm.sign("grants", list)))
+	m.run("mv", "/var/lib/jitgate/inbox/grants.new", "/var/lib/jitgate/inbox/grants.json")
+	m.becomes("the list should be in force", func(s status) bool { return s.document("grants").Version == uint64(m.version) })
+}
+
+// ssh is a real client, from a source to the machine.
+func (m *installed) ssh(source string, command ...string) *exec.Cmd {
+	return exec.Command("ssh", append([]string{"-F", "none", "-b", source, "-i", m.path("id"), "-o", "BatchMode=yes", "-o", "ConnectTimeout=10",
+		"-o", "ConnectionAttempts=1", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "root@" + vm4}, command...)...)
+}
+
+// getsIn requires that ssh gets in.
+func (m *installed) getsIn(source string) {
+	m.t.Helper()
+	c := m.ssh(source, "cat", "/etc/hostname")
+	out := &strings.Builder{}
+	c.Stdout, c.Stderr = out, out
+	err := m.outside.start(c)
+	if err == nil {
+		err = c.Wait()
+	}
+	if err != nil || strings.TrimSpace(out.String()) != "machine" {
+		m.t.Fatalf("ssh from %s: %v\n%s", source, err, out)
+	}
+}
+
+// shell is a session of somebody who stays.
+type shell struct {
+	t  *testing.T
+	in io.Writer
+	c  *exec.Cmd
+
+	said  chan string
+	count int
+}
+
+// logsIn opens a session.
+func (m *installed) logsIn(source string) *shell {
+	m.t.Helper()
+	c := m.ssh(source, "cat")
+	in, err := c.StdinPipe()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if err := m.outside.start(c); err != nil {
+		m.t.Fatal(err)
+	}
+	s := &shell{t: m.t, in: in, c: c, said: make(chan string, 64)}
+	go func() {
+		defer close(s.said)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			s.said <- lines.Text()
+		}
+	}()
+	m.t.Cleanup(func() { c.Process.Kill(); c.Wait() })
+	s.lives("after the login")
+	return s
+}
+
+// lives requires that the session carries what is typed.
+func (s *shell) lives(what string) {
+	s.t.Helper()
+	s.count++
+	word := fmt.Sprint("word ", s.count)
+	if _, err := fmt.Fprintln(s.in, word); err != nil {
+		s.t.Fatalf("%s: the session is gone: %v", what, err)
+	}
+	select {
+	case back, ok := <-s.said:
+		if !ok || back != word {
+			s.t.Fatalf("%s: the session said %q, open %t", what, back, ok)
+		}
+	case <-time.After(patience):
+		s.t.Fatalf("%s: the session hangs", what)
+	}
+}
+
+// ends requires that the session is ended from the other side.
+func (s *shell) ends(what string) {
+	s.t.Helper()
+	select {
+	case word, ok := <-s.said:
+		if ok {
+			s.t.Fatalf("%s: the session said %q", what, word)
+		}
+	case <-time.After(patience):
+		s.t.Fatalf("%s: the session goes on", what)
+	}
+}
+
+// flood sends SYNs on a way without a pause until stop, which requires that
+// none was answered with a SYN and an ACK, and that there were many.
+func (m *installed) flood(w way) (stop func()) {
+	m.t.Helper()
+	const table = `table inet flood {
+		counter sent { }
+		counter answered { }
+		chain out {
+			type filter hook output priority 0;
+			ip saddr %[1]s tcp dport 22 tcp flags & (syn | ack) == syn counter name sent
+		}
+		chain in {
+			type filter hook prerouting priority 0;
+			ip daddr %[1]s tcp sport 22 tcp flags & (syn | ack) == (syn | ack) counter name answered
+		}
+	}`
+	m.outside.run(m.t, "nft", fmt.Sprintf(table, w.source))
+	var ending atomic.Bool
+	var ended sync.WaitGroup
+	ended.Go(func() {
+		for !ending.Load() {
+			for range 20 {
+				// Nobody is there while the machine is down.
+				if fd, err := m.outside.call(w); err == nil {
+					unix.Close(fd)
+				}
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+	end := sync.OnceFunc(func() { ending.Store(true); ended.Wait() })
+	m.t.Cleanup(end)
+	return func() {
+		m.t.Helper()
+		end()
+		listing := m.outside.run(m.t, "nft", "list", "table", "inet", "flood")
+		m.outside.run(m.t, "nft", "delete", "table", "inet", "flood")
+		counts := regexp.MustCompile(`counter (\w+) \{\s*packets (\d+)`).FindAllStringSubmatch(listing, -1)
+		numbers := map[string]int{}
+		for _, c := range counts {
+			numbers[c[1]], _ = strconv.Atoi(c[2])
+		}
+		m.t.Logf("%d SYNs, %d answered", numbers["sent"], numbers["answered"])
+		if numbers["answered"] > 0 || numbers["sent"] < 100 {
+			m.t.Errorf("%s: of %d SYNs %d were answered", w, numbers["sent"], numbers["answered"])
+		}
+	}
+}
+
+// agent is the main process of the service.
+func (m *installed) agent() string {
+	m.t.Helper()
+	return strings.TrimSpace(m.run("systemctl", "show", "--value", "--property=MainPID", "jitgate"))
+}
+
+// runsAgain waits until another process than pid guards.
+func (m *installed) runsAgain(pid string) {
+	m.t.Helper()
+	until(m.t, patienceToBoot, "the agent should run again", func() bool { now := m.agent(); return now != pid && now != "0" })
+	m.becomes("the agent should guard again", func(s status) bool { return s.Intact && s.Problem == "" })
+}
+
+// From the installation to the purge: who has a grant is in, who has none is
+// out, whatever happens to the service, to the package and to the machine.
+func TestInstalled(t *testing.T) {
+	t.Parallel()
+	first, _ := deb(t, "0.0.1")
+	second, _ := deb(t, "0.0.2")
+	m := newInstalled(t, "0.0.1", "0.0.2")
+	bob := way{"22/tcp", bob4}
+	m.run("systemctl", "restart", "nftables") // loads rules of its own
+	before := m.traces()
+	m.provisionAndArm(first)
+	m.allow(grant("g1", 22, 30*time.Minute, alice4+"/32"))
+	m.getsIn(alice4)
+	session := m.logsIn(alice4)
+	same := func(what string) {
+		t.Helper()
+		session.lives(what)
+		m.isOpen(ways("22/tcp", alice4))
+		m.isClosed(ways("22/tcp", bob4, bob6, alice6))
+	}
+	same("granted")
+
+	t.Run("privileges", func(t *testing.T) {
+		units := []string{"jitgate.service", "jitgate-baseline.service", "jitgate-fetch.service"}
+		for _, u := range units {
+			if out := m.run("systemd-analyze", "verify", "--man=no", u); strings.TrimSpace(out) != "" {
+				t.Errorf("%s: %s", u, out)
+			}
+		}
+		for unit, most := range map[string]string{"jitgate.service": "12", "jitgate-baseline.service": "12", "jitgate-fetch.service": "20"} {
+			m.run("systemd-analyze", "security", "--no-pager", "--threshold="+most, unit)
+		}
+		text := m.read("/proc/" + m.agent() + "/status")
+		for _, want := range []string{"CapPrm:\t0000000000001000", "CapEff:\t0000000000001000", "CapBnd:\t0000000000001000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("the agent has no %q:\n%s", want, text)
+			}
+		}
+		if strings.Contains(text, "Uid:\t0") {
+			t.Errorf("the agent is root:\n%s", text)
+		}
+	})
+
+	m.run("systemctl", "restart", "nftables")
+	same("nftables restarted")
+
+	stop := m.flood(bob)
+	pid := m.agent()
+	m.run("kill", "-9", pid)
+	same("killed")
+	m.runsAgain(pid)
+	same("killed, and back")
+	// One that hangs is killed by its watchdog.
+	m.run("mkdir", "-p", "/etc/systemd/system/jitgate.service.d")
+	m.write("/etc/systemd/system/jitgate.service.d/test.conf", "[Service]\nWatchdogSec=3\n")
+	m.run("systemctl", "daemon-reload")
+	m.run("systemctl", "restart", "jitgate")
+	pid = m.agent()
+	m.run("kill", "-STOP", pid)
+	same("hung")
+	m.runsAgain(pid)
+	m.run("rm", "-r", "/etc/systemd/system/jitgate.service.d")
+	m.run("systemctl", "daemon-reload")
+	same("hung, and back")
+
+	// Settings that are wrong are refused with the line, those in force stay.
+	const settings = "/etc/jitgate/agent.toml"
+	good := m.read(settings)
+	pid = m.agent()
+	m.write(settings, good+"[contrl]\n")
+	m.fails("", "systemctl", "reload", "jitgate")
+	line := strings.Count(good, "\n") + 1
+	if log := m.run("journalctl", "-u", "jitgate", "-n", "20", "-o", "cat", "--no-pager"); !strings.Contains(log, fmt.Sprintf("agent.toml:%d: unknown key", line)) {
+		t.Errorf("the journal does not say what is wrong in line %d:\n%s", line, log)
+	}
+	m.run("systemctl", "is-active", "jitgate")
+	same("reload of wrong settings")
+	m.write(settings, strings.Replace(good, "[22]", "[22, 2222]", 1))
+	m.run("systemctl", "reload", "jitgate")
+	same("reload")
+	m.run("kill", "-HUP", pid)
+	same("SIGHUP")
+	m.write(settings, good)
+	m.run("systemctl", "reload", "jitgate")
+	if now := m.agent(); now != pid {
+		t.Errorf("process %s was reloaded, and is %s", pid, now)
+	}
+
+	for _, name := range []string{second, first, first, second} { // up, down, again, up
+		m.install(name)
+		same("installed " + name)
+	}
+	// What an agent that was root has left becomes its own.
+	m.run("systemctl", "stop", "jitgate")
+	m.run("chown", "-R", "root:root", "/var/lib/jitgate/state")
+	m.run("systemctl", "start", "jitgate")
+	m.becomes("the agent should read what root's has left", func(s status) bool {
+		return s.Mode == "enforce" && s.Problem == "" && s.document("grants").Version == 1
+	})
+	same("state of root's agent")
+	stop()
+
+	// The end of a grant, for who has one session and for who wants another.
+	m.allow(grant("g1", 22, 30*time.Minute, alice4+"/32"), grant("g2", 22, 6*time.Second, bob4+"/32"))
+	m.getsIn(bob4)
+	guest := m.logsIn(bob4)
+	guest.ends("expired")
+	m.isClosed(ways("22/tcp", bob4))
+	same("the other one expired")
+	m.allow()
+	session.ends("taken back")
+	m.isClosed(ways("22/tcp", alice4))
+
+	m.run("apt-get", "purge", "-q", "-y", "jitgate")
+	m.isOpen(ways("22/tcp", alice4, bob6))
+	m.run("rm", "-rf", "/etc/systemd/system/jitgate.service.d")
+	if after := m.traces(); after != before {
+		m.write("/root/before", before)
+		m.write("/root/after", after)
+		out, _ := m.try("diff", "/root/before", "/root/after")
+		t.Errorf("purge leaves\n%s", out)
+	}
+}
+
+// A machine that boots is closed before its network is up, with an agent or
+// without, if its guard drops for good; else it is as it was.
+func TestBoots(t *testing.T) {
+	t.Parallel()
+	first, _ := deb(t, "0.0.1")
+	m := newInstalled(t, "0.0.1")
+	bob := way{"22/tcp", bob4}
+	m.provisionAndArm(first)
+	m.allow(grant("g1", 22, 30*time.Minute, alice4+"/32"))
+	m.getsIn(alice4)
+	tables := func() string { return m.run("nft", "list", "tables") }
+
+	// Nobody delivers: what was admitted counts.
+	m.run("sh", "-c", "rm /var/lib/jitgate/inbox/*.json")
+	stop := m.flood(bob)
+	m.reboot()
+	m.becomes("the agent should guard as before", func(s status) bool { return s.Mode == "enforce" && s.Intact && s.isOpen("g1") })
+	m.getsIn(alice4)
+	m.isClosed(ways("22/tcp", bob4, bob6))
+	if tables := tables(); strings.Contains(tables, "jitgate_boot") {
+		t.Errorf("the guard stands, and beside it what closes at boot:\n%s", tables)
+	}
+
+	// An agent that does not come: closed.
+	m.run("systemctl", "mask", "jitgate")
+	m.reboot()
+	m.run("systemctl", "is-active", "ssh", "jitgate-baseline")
+	closed := func(what string) {
+		t.Helper()
+		m.isClosed(ways("22/tcp", alice4, bob4, bob6))
+		if tables := tables(); !strings.Contains(tables, "table inet jitgate_boot") || strings.Contains(tables, "table inet jitgate\n") {
+			t.Errorf("%s: %s", what, tables)
+		}
+	}
+	closed("no agent")
+	stop()
+	// A neighbour that flushes opens, until systemd has closed again.
+	for _, verb := range []string{"restart", "reload"} {
+		m.run("systemctl", verb, "nftables")
+		m.closes(patience, ways("22/tcp", alice4, bob4, bob6))
+		closed("no agent, nftables " + verb)
+	}
+	stop = m.flood(bob)
+	m.run("systemctl", "stop", "jitgate-baseline")
+	closed("no agent, the unit stopped")
+
+	// It comes late, and lets in who may.
+	m.run("systemctl", "unmask", "jitgate")
+	m.run("systemctl", "start", "jitgate")
+	m.getsIn(alice4)
+	m.isClosed(ways("22/tcp", bob4, bob6))
+	m.run("systemctl", "restart", "jitgate-baseline")
+	m.getsIn(alice4)
+	if tables := tables(); strings.Contains(tables, "jitgate_boot") {
+		t.Errorf("started beside a guard, what closes at boot is there:\n%s", tables)
+	}
+	stop()
+
+	// The way back, with no agent: root's command writes what the agent reads.
+	m.run("systemctl", "stop", "jitgate")
+	m.run("jitgate", "disarm", "--observe")
+	m.isOpen(ways("22/tcp", alice4, bob6))
+	m.run("systemctl", "mask", "jitgate")
+	m.reboot()
+	m.isOpen(ways("22/tcp", alice4, bob6))
+	if tables := tables(); strings.Contains(tables, "jitgate") {
+		t.Errorf("disarmed, the machine boots with\n%s", tables)
+	}
+	m.run("systemctl", "unmask", "jitgate")
+	m.run("systemctl", "start", "jitgate")
+	m.becomes("the agent should observe", func(s status) bool {
+		return s.Mode == "observe" && s.Problem == "" && s.document("grants").Version == 1
+	})
+	m.isOpen(ways("22/tcp", alice4, bob6))
+
+	// A trial is over with its boot.
+	m.run("jitgate", "arm", "--confirm-within", "1h")
+	m.isClosed(ways("22/tcp", bob6))
+	m.reboot()
+	m.isOpen(ways("22/tcp", alice4, bob6))
+	m.becomes("the agent should observe again", func(s status) bool { return s.Mode == "observe" })
+
+	for _, unit := range []string{"jitgate", "jitgate-baseline"} {
+		if out := m.run("systemctl", "show", "--value", "--property=Before", unit); !strings.Contains(out, "network-pre.target") {
+			t.Errorf("%s is before %s", unit, out)
+		}
+	}
+	m.noCycles()
+}
