@@ -73,7 +73,11 @@ pack() {
 	export ARCH="$2" PROGRAM="$dist/$1-linux-$2"
 	packaging/sbom.sh "$1" "$VERSION" "$PROGRAM" >"$STAGE/sbom.cdx.json"
 	for kind in deb rpm; do
-		"$nfpm" package --config "packaging/$1.yaml" --packager $kind --target "$dist/" | sed -n 's/^created package: //p'
+		said=$("$nfpm" package --config "packaging/$1.yaml" --packager $kind --target "$dist/") || {
+			echo "package: $said" >&2
+			exit 1
+		}
+		echo "${said##*created package: }"
 	done
 }
 
