@@ -4,8 +4,12 @@ package e2e_test
 
 import (
 	"bufio"
+	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -445,10 +449,74 @@ func TestBoots(t *testing.T) {
 	m.reboot()
 	m.isOpen(ways("22/tcp", alice4, bob6))
 
+	m.run("systemctl", "unmask", "jitgate")
 	for _, unit := range []string{"jitgate", "jitgate-baseline"} {
 		if out := m.run("systemctl", "show", "--value", "--property=Before", unit); !strings.Contains(out, "network-pre.target") {
 			t.Errorf("%s is before %s", unit, out)
 		}
 	}
 	m.noCycles()
+}
+
+// The control plane's package: installed, it waits; started, it serves as a
+// user of its own; purged, it was never there.
+func TestInstalledControl(t *testing.T) {
+	t.Parallel()
+	first, one := debOf(t, "jitgate-control", "0.0.1")
+	second, two := debOf(t, "jitgate-control", "0.0.2")
+	b := newBooted(t)
+	b.powerOn(map[string]string{"/root/" + first: string(one), "/root/" + second: string(two)})
+	before := b.traces()
+	if out := b.install(first); !strings.Contains(out, "next: read /etc/jitgate-control/control.toml") {
+		t.Errorf("the package does not say how to go on:\n%s", out)
+	}
+	b.run("systemctl", "is-enabled", "jitgate-control")
+	b.fails("", "systemctl", "is-active", "jitgate-control")
+	if out := b.run("systemd-analyze", "verify", "--man=no", "jitgate-control.service"); strings.TrimSpace(out) != "" {
+		t.Error(out)
+	}
+	b.run("systemd-analyze", "security", "--no-pager", "--threshold=25", "jitgate-control.service")
+	b.run("systemctl", "start", "jitgate-control")
+	healthy := func(what string) {
+		t.Helper()
+		client := http.Client{Timeout: patience, Transport: &http.Transport{
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // who answers is not the question
+			DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
+				b.outside.do(func() { c, err = (&net.Dialer{}).DialContext(ctx, network, address) })
+				return c, err
+			},
+		}}
+		defer client.CloseIdleConnections()
+		answer, err := client.Get("https://" + vm4 + ":8443/readyz")
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s", what, answer.Status)
+		}
+	}
+	healthy("started")
+	b.run("systemctl", "reload", "jitgate-control")
+	edited := b.read("/etc/jitgate-control/control.toml") + "# edited\n"
+	b.write("/etc/jitgate-control/control.toml", edited)
+	trust := b.run("sha256sum", "/var/lib/jitgate-control/trust.json")
+	b.install(second)
+	healthy("upgraded")
+	if now := b.run("sha256sum", "/var/lib/jitgate-control/trust.json"); now != trust {
+		t.Errorf("the realm was %s, and is %s", trust, now)
+	}
+	if now := b.read("/etc/jitgate-control/control.toml"); now != edited {
+		t.Errorf("the settings are\n%s", now)
+	}
+	if out := b.run("sh", "-c", "find /var/lib/jitgate-control ! -user jitgate-control; stat -c '%a %U %G' /etc/jitgate-control/control.toml; ps -o user= -C jitgate-control"); out != "640 root jitgate-control\njitgate-control\n" {
+		t.Errorf("it belongs to\n%s", out)
+	}
+	b.run("apt-get", "purge", "-q", "-y", "jitgate-control")
+	if after := b.traces(); after != before {
+		b.write("/root/before", before)
+		b.write("/root/after", after)
+		out, _ := b.try("diff", "/root/before", "/root/after")
+		t.Errorf("purge leaves\n%s", out)
+	}
 }

@@ -20,10 +20,14 @@ import (
 	"time"
 )
 
-// packed are the packages under test: two versions of the same program, and
+// packed are the packages under test: two versions of the same programs, and
 // the first of them packed twice.
 var packed = sync.OnceValues(func() (map[string][]byte, error) {
 	program, err := jitgate()
+	if err != nil {
+		return nil, err
+	}
+	control, err := buildPackage("jitgate-control-stripped", "/cmd/jitgate-control", "-ldflags", "-s -w")
 	if err != nil {
 		return nil, err
 	}
@@ -33,8 +37,10 @@ var packed = sync.OnceValues(func() (map[string][]byte, error) {
 		if err := os.MkdirAll(dist, 0o755); err != nil {
 			return nil, err
 		}
-		if err := os.Link(program, filepath.Join(dist, "jitgate-linux-"+runtime.GOARCH)); err != nil && !errors.Is(err, os.ErrExist) {
-			return nil, err
+		for name, program := range map[string]string{"jitgate": program, "jitgate-control": control} {
+			if err := os.Link(program, filepath.Join(dist, name+"-linux-"+runtime.GOARCH)); err != nil && !errors.Is(err, os.ErrExist) {
+				return nil, err
+			}
 		}
 		cmd := exec.Command("packaging/package.sh", dist, turn.version, runtime.GOARCH)
 		cmd.Dir = ".."
@@ -59,11 +65,16 @@ var packed = sync.OnceValues(func() (map[string][]byte, error) {
 // deb is the Debian package of a version.
 func deb(t *testing.T, version string) (name string, content []byte) {
 	t.Helper()
+	return debOf(t, "jitgate", version)
+}
+
+func debOf(t *testing.T, program, version string) (name string, content []byte) {
+	t.Helper()
 	packages, err := packed()
 	if err != nil {
 		t.Fatal(err)
 	}
-	name = fmt.Sprintf("jitgate_%s_%s.deb", version, runtime.GOARCH)
+	name = fmt.Sprintf("%s_%s_%s.deb", program, version, runtime.GOARCH)
 	return name, packages["first/"+name]
 }
 
@@ -83,7 +94,7 @@ func TestPackagesAreTheSameBytes(t *testing.T) {
 			}
 		}
 	}
-	if compared != 2 {
+	if compared != 4 {
 		t.Errorf("%d packages were packed twice: %v", compared, slices.Sorted(maps.Keys(packages)))
 	}
 }
@@ -174,7 +185,7 @@ func (b *booted) traces() string {
 		find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /var/log -o -path /var/tmp -o -path '/var/cache/*' -o -path '/var/lib/dpkg/*' \
 			-o -path '/var/lib/apt/*' -o -path '/var/lib/systemd/*' -o -path /root -o -name __pycache__ \) -prune -o -printf '%p %y %m %l\n' | sort
 		find /run /var/lib/systemd -name '*jitgate*'
-		dpkg -l jitgate 2>/dev/null | grep jitgate
+		dpkg -l 'jitgate*' 2>/dev/null | grep jitgate
 		getent passwd; getent group; cut -d: -f1 /etc/shadow /etc/gshadow
 		grep jitgate /var/cache/debconf/*.dat
 		systemctl list-units --all --no-legend '*jitgate*'

@@ -14,7 +14,7 @@ for package; do
 		# this machine's own files.
 		cp "$package" "$config" "$room"
 		chmod -R a+rX "$room"
-		(cd "$room" && HOME=/nonexistent setpriv --reuid=65534 --regid=65534 --clear-groups rpmlint --config "$room/rpmlint.toml" "$(basename "$package")") || {
+		(cd "$room" && HOME=$room setpriv --reuid=65534 --regid=65534 --clear-groups rpmlint --config "$room/rpmlint.toml" "$(basename "$package")") || {
 			echo "lint: $package" >&2
 			exit 1
 		}
