@@ -520,3 +520,42 @@ func TestInstalledControl(t *testing.T) {
 		t.Errorf("purge leaves\n%s", out)
 	}
 }
+
+// The fetcher of the package: not there until the settings say where to fetch
+// from, and then with no right but to fill the inbox.
+func TestInstalledFetcher(t *testing.T) {
+	t.Parallel()
+	first, _ := deb(t, "0.0.1")
+	m := newInstalled(t, "0.0.1")
+	trust, policy, pin := provisions(m.realm)
+	from := m.offer(map[string][]byte{"trust.json": trust, "policy.json": policy})
+	m.install(first)
+	m.run("systemctl", "is-enabled", "jitgate-fetch")
+	m.fails("", "systemctl", "is-active", "jitgate-fetch")
+	m.write("/etc/jitgate/agent.toml", fmt.Sprintf("host_id = %q\ntrust_pin = %q\n\n[control]\nfallback = [%q]\n", webName, pin, from))
+	m.run("systemctl", "restart", "jitgate")
+	m.run("systemctl", "start", "jitgate-fetch")
+	m.becomes("what was fetched should be in force", func(s status) bool {
+		return s.document("trust").Version == 1 && s.document("policy").Version == 1 && s.Problem == ""
+	})
+	if out := m.run("stat", "-c", "%U %a", "/var/lib/jitgate/inbox", "/var/lib/jitgate/inbox/policy.json", "/var/lib/jitgate/state"); out != "jitgate-fetch 755\njitgate-fetch 644\njitgate 700\n" {
+		t.Errorf("inbox, a document and the state belong to\n%s", out)
+	}
+	pid := strings.TrimSpace(m.run("systemctl", "show", "--value", "--property=MainPID", "jitgate-fetch"))
+	process := m.read("/proc/" + pid + "/status")
+	for _, want := range []string{"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"} {
+		if !strings.Contains(process, want) {
+			t.Errorf("the fetcher has no %q:\n%s", want, process)
+		}
+	}
+	// It asks the agent what it has, and that is all it may ask of root's.
+	inside := []string{"nsenter", "--target", pid, "--mount", "--user", "--preserve-credentials", "--"}
+	m.run(append(inside, "test", "-S", "/run/jitgate/agent.sock")...)
+	m.fails("", append(inside, "ls", "/var/lib/jitgate/state/mark.json")...)
+	m.fails("", append(inside, "touch", "/etc/jitgate/agent.toml")...)
+
+	// A reboot brings all of it back.
+	m.reboot()
+	m.run("systemctl", "is-active", "jitgate", "jitgate-fetch")
+	m.noCycles()
+}
