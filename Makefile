@@ -15,7 +15,7 @@ export GOFLAGS = -buildvcs=false
 export PATH := $(shell ./setup.sh path):$(PATH)
 GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
 
-.PHONY: help setup build test model race fuzz bench demo lint cross check package clean
+.PHONY: help setup build test model race fuzz bench demo lint cross check package pkglint repo e2e clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -63,6 +63,15 @@ check: lint cross test race demo ## what CI runs
 package: cross ## the programs as archives, deb and rpm in dist/
 	@./packaging/archive.sh dist
 	@./packaging/package.sh dist $(VERSION)
+
+pkglint: package ## hold the packages against lintian and rpmlint
+	@./packaging/lint.sh dist/*.deb dist/*.rpm
+
+repo: package ## signed repositories for apt and dnf in dist/repo, with KEY as gpg --local-user takes it
+	@./packaging/repo.sh dist "$(KEY)"
+
+e2e: build ## the installed host: the packages on machines that boot
+	go test -timeout 30m -count=1 -v -run 'TestInstalled|TestBoots|TestProvision|TestPackages|TestRepository' ./e2e
 
 clean: ## remove what was built
 	rm -rf bin dist

@@ -48,6 +48,12 @@ need ip iproute2
 need sshd openssh-server
 need ssh openssh-client
 need jq jq
+need lintian lintian
+need rpmlint rpmlint
+need apt-ftparchive apt-utils
+need createrepo_c createrepo-c
+need gpg gpg
+need gpg-agent gpg-agent
 need zbarimg zbar-tools
 need curl curl
 need openssl openssl

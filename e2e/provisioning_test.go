@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -97,6 +98,56 @@ func TestPackagesAreTheSameBytes(t *testing.T) {
 	if compared != 4 {
 		t.Errorf("%d packages were packed twice: %v", compared, slices.Sorted(maps.Keys(packages)))
 	}
+}
+
+// A repository that its key signed is taken by apt, and one that somebody has
+// changed is not.
+func TestRepository(t *testing.T) {
+	t.Parallel()
+	privileged(t, "apt-ftparchive", "createrepo_c", "gpg")
+	if _, err := packed(); err != nil {
+		t.Fatal(err)
+	}
+	dist, keyring := t.TempDir(), t.TempDir()
+	gpg := func(words ...string) *exec.Cmd {
+		c := exec.Command(words[0], words[1:]...)
+		c.Env = append(os.Environ(), "GNUPGHOME="+keyring)
+		c.Dir = ".."
+		return c
+	}
+	t.Cleanup(func() { gpg("gpgconf", "--kill", "gpg-agent").Run() })
+	for _, c := range []*exec.Cmd{
+		gpg("sh", "-c", fmt.Sprintf("cp %s/dist/first/*0.0.2*.deb %[1]s/dist/first/*0.0.2*.rpm %[2]s", programs, dist)),
+		gpg("gpg", "--batch", "--passphrase", "", "--quick-generate-key", "test@example.com", "ed25519", "sign", "never"),
+		gpg("packaging/repo.sh", dist, "test@example.com"),
+		gpg("gpg", "--batch", "--verify", dist+"/repo/dnf/repodata/repomd.xml.asc", dist+"/repo/dnf/repodata/repomd.xml"),
+	} {
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", c.Args, err, out)
+		}
+	}
+	b := newBooted(t)
+	files := map[string]string{"/etc/apt/sources.list": "deb [signed-by=/root/repo/jitgate.asc] copy:/root/repo/apt stable main\n"}
+	err := fs.WalkDir(os.DirFS(dist), "repo", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		content, err := os.ReadFile(filepath.Join(dist, path))
+		files["/root/"+path] = string(content)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.powerOn(files)
+	b.run("chmod", "755", "/root") // apt reads as a user of its own
+	b.run("apt-get", "update", "-q")
+	b.run("apt-get", "install", "-q", "-y", "jitgate", "jitgate-control")
+	b.unprovisioned()
+	b.run("sh", "-c", "rm -r /var/lib/apt/lists/*; echo 'Package: evil' >> /root/repo/apt/dists/stable/main/binary-*/Packages; rm /root/repo/apt/dists/stable/main/binary-*/Packages.gz")
+	b.fails("", "apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
+	b.run("sed", "-i", "s/Origin: jitgate/Origin: somebody/", "/root/repo/apt/dists/stable/InRelease")
+	b.fails("", "apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
 }
 
 // sample is a file of docs/examples/provisioning with some pieces replaced by
