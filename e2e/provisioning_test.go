@@ -144,7 +144,7 @@ func TestRepository(t *testing.T) {
 	b.run("apt-get", "update", "-q")
 	b.run("apt-get", "install", "-q", "-y", "jitgate", "jitgate-control")
 	b.unprovisioned()
-	b.run("sh", "-c", "rm -r /var/lib/apt/lists/*; echo 'Package: evil' >> /root/repo/apt/dists/stable/main/binary-*/Packages; rm /root/repo/apt/dists/stable/main/binary-*/Packages.gz")
+	b.run("sh", "-c", "set -e; rm -r /var/lib/apt/lists/*; cd /root/repo/apt/dists/stable/main; echo 'Package: evil' | tee -a binary-*/Packages; rm binary-*/Packages.gz")
 	b.fails("", "apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
 	b.run("sed", "-i", "s/Origin: jitgate/Origin: somebody/", "/root/repo/apt/dists/stable/InRelease")
 	b.fails("", "apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
