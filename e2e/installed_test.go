@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -345,6 +346,25 @@ func TestInstalled(t *testing.T) {
 	same("state of root's agent")
 	stop()
 
+	// A thousand openings, and what the service needs for them.
+	many := []object{grant("g1", 22, 30*time.Minute, alice4+"/32")}
+	for i := range 1000 {
+		many = append(many, grant(fmt.Sprint("m", i), 22, 30*time.Minute, fmt.Sprintf("198.51.%d.%d/32", 100+i/250, 1+i%250)))
+	}
+	m.allow(many...)
+	m.becomes("all of them should be open", func(s status) bool { return s.isOpen("m0") && s.isOpen("m999") })
+	m.run("systemctl", "restart", "jitgate")
+	m.becomes("all of them should be open", func(s status) bool { return s.isOpen("m0") && s.isOpen("m999") })
+	rss := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindStringSubmatch(m.read("/proc/" + m.agent() + "/status"))
+	if rss == nil {
+		t.Fatal("no VmRSS")
+	}
+	if kb, _ := strconv.Atoi(rss[1]); kb > 20<<10 {
+		t.Errorf("with 1,000 openings the agent has %d kB", kb)
+	}
+	t.Logf("with 1,000 openings the agent has %s kB", rss[1])
+	same("beside a thousand")
+
 	// The end of a grant, for who has one session and for who wants another.
 	m.allow(grant("g1", 22, 30*time.Minute, alice4+"/32"), grant("g2", 22, 6*time.Second, bob4+"/32"))
 	m.getsIn(bob4)
@@ -558,4 +578,55 @@ func TestInstalledFetcher(t *testing.T) {
 	m.reboot()
 	m.run("systemctl", "is-active", "jitgate", "jitgate-fetch")
 	m.noCycles()
+}
+
+// The rpm, as far as Debian's rpm goes: its database knows nothing of what
+// Debian's packages provide.
+func TestInstalledRPM(t *testing.T) {
+	t.Parallel()
+	packages, err := packed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newInstalled(t)
+	names := []string{}
+	for name, content := range packages {
+		if base, ok := strings.CutPrefix(name, "first/jitgate-0"); ok && strings.HasSuffix(base, ".rpm") {
+			names = append(names, "/root/jitgate-0"+base)
+			m.write(names[len(names)-1], string(content))
+		}
+	}
+	slices.Sort(names)
+	if len(names) != 2 {
+		t.Fatalf("packages: %v", names)
+	}
+	before := m.run("nft", "list", "ruleset")
+	m.run("rpm", "-i", "--nodeps", names[0])
+	m.run("systemctl", "is-enabled", "jitgate", "jitgate-baseline", "jitgate-fetch")
+	if now := m.run("nft", "list", "ruleset"); now != before {
+		t.Errorf("installed, the rules are\n%s", now)
+	}
+	m.run("systemctl", "start", "jitgate")
+	m.becomes("the agent should observe", func(s status) bool { return s.Mode == "observe" && s.Intact && s.Problem == "" })
+	m.run("jitgate", "arm")
+	m.run("jitgate", "arm", "confirm")
+	m.isClosed(ways("22/tcp", alice4, bob6))
+	m.write("/etc/jitgate/agent.toml", m.read("/etc/jitgate/agent.toml")+"# edited\n")
+	stop := m.flood(way{"22/tcp", bob4})
+	m.run("rpm", "-U", "--nodeps", names[1])
+	m.becomes("the new agent should guard", func(s status) bool { return s.Mode == "enforce" && s.Intact && s.Problem == "" })
+	if !strings.Contains(m.read("/etc/jitgate/agent.toml"), "# edited") {
+		t.Error("the upgrade has replaced the settings")
+	}
+	m.reboot()
+	m.becomes("the agent should guard again", func(s status) bool { return s.Mode == "enforce" && s.Intact })
+	stop()
+	m.run("rpm", "-e", "jitgate")
+	m.isOpen(ways("22/tcp", alice4, bob6))
+	if now := m.run("nft", "list", "tables"); strings.Contains(now, "jitgate") {
+		t.Errorf("erased, there is\n%s", now)
+	}
+	if left := m.run("sh", "-c", "find /usr /etc -xdev -name '*jitgate*' ! -name '*.rpmsave'; systemctl list-unit-files --no-legend 'jitgate*' || true"); strings.Contains(left, ".service") || strings.Contains(left, "/usr/") {
+		t.Errorf("erased, there is\n%s", left)
+	}
 }
