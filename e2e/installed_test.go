@@ -266,6 +266,9 @@ func TestInstalled(t *testing.T) {
 	}
 	same("granted")
 
+	// What a start takes: for the record, a busy machine is no failure.
+	m.run("systemctl", "restart", "jitgate")
+	t.Logf("a start: %s", strings.ReplaceAll(m.run("systemctl", "show", "--property=InactiveExitTimestampMonotonic,ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic", "jitgate"), "\n", " "))
 	t.Run("privileges", func(t *testing.T) {
 		units := []string{"jitgate.service", "jitgate-baseline.service", "jitgate-fetch.service"}
 		for _, u := range units {
@@ -399,11 +402,23 @@ func TestBoots(t *testing.T) {
 	m.getsIn(alice4)
 	tables := func() string { return m.run("nft", "list", "tables") }
 
+	// The neighbours' places in the order of a boot, as their packages have them.
+	m.run("systemctl", "enable", "-q", "nftables")
+	for name, unit := range map[string]string{
+		"ufw":       "DefaultDependencies=no\nBefore=network-pre.target\nWants=network-pre.target local-fs.target\nAfter=local-fs.target\n",
+		"firewalld": "Before=network-pre.target\nWants=network-pre.target\nAfter=dbus.service\nAfter=polkit.service\n",
+	} {
+		m.write("/etc/systemd/system/"+name+".service", "[Unit]\n"+unit+"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n")
+		m.run("systemctl", "enable", "-q", name)
+	}
+
 	// Nobody delivers: what was admitted counts.
 	m.run("sh", "-c", "rm /var/lib/jitgate/inbox/*.json")
 	stop := m.flood(bob)
 	m.reboot()
 	m.becomes("the agent should guard as before", func(s status) bool { return s.Mode == "enforce" && s.Intact && s.isOpen("g1") })
+	m.run("systemctl", "is-active", "nftables", "ufw", "firewalld")
+	m.noCycles()
 	m.getsIn(alice4)
 	m.isClosed(ways("22/tcp", bob4, bob6))
 	if tables := tables(); strings.Contains(tables, "jitgate_boot") {
