@@ -36,6 +36,8 @@ const (
 	GrantRefused    Name = "grant.refused"
 	GrantExpired    Name = "grant.expired"
 	GrantRevoked    Name = "grant.revoked"
+	GrantUsed       Name = "grant.used"        // the proof of use, as a grant ends
+	ConnectionDeny  Name = "connection.denied" // packets of one source for one port, aggregated
 )
 
 // Event is one thing that happened. Fields that do not apply are empty.
@@ -62,6 +64,19 @@ type Event struct {
 	// ExposedMS is for how many milliseconds the guard was not whole, from
 	// when the change was noticed to when it was mended.
 	ExposedMS int64 `json:"exposedMs,omitempty"`
+	// Connections that were established on a grant, when the first and the
+	// last of them began, what went over them towards this host and from it,
+	// and how many of them the end of the grant cut.
+	Connections uint64    `json:"connections,omitzero"`
+	First       time.Time `json:"first,omitzero"`
+	Last        time.Time `json:"last,omitzero"`
+	BytesIn     uint64    `json:"bytesIn,omitzero"`
+	BytesOut    uint64    `json:"bytesOut,omitzero"`
+	PacketsIn   uint64    `json:"packetsIn,omitzero"`
+	PacketsOut  uint64    `json:"packetsOut,omitzero"`
+	SessionsCut uint64    `json:"sessionsCut,omitzero"`
+	// Count is how many packets were denied between First and Last.
+	Count uint64 `json:"count,omitzero"`
 }
 
 // Sink keeps events.
