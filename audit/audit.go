@@ -38,6 +38,7 @@ const (
 	GrantRevoked    Name = "grant.revoked"
 	GrantUsed       Name = "grant.used"        // the proof of use, as a grant ends
 	ConnectionDeny  Name = "connection.denied" // packets of one source for one port, aggregated
+	AuditPruned     Name = "audit.pruned"      // old files of the record are about to be removed
 )
 
 // Event is one thing that happened. Fields that do not apply are empty.
@@ -77,6 +78,8 @@ type Event struct {
 	SessionsCut uint64    `json:"sessionsCut,omitzero"`
 	// Count is how many packets were denied between First and Last.
 	Count uint64 `json:"count,omitzero"`
+	// Head is the end, SEQ:HASH, of what was removed of the record.
+	Head string `json:"head,omitempty"`
 }
 
 // Sink keeps events.

@@ -14,11 +14,13 @@ import (
 	"testing"
 )
 
+const firstFile = "000001.jsonl"
+
 // chain checks the whole file the way an auditor would, with nothing but JSON
 // and SHA-256, and returns the lines.
 func chain(t *testing.T, dir string) []map[string]any {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(dir, fileName))
+	text, err := os.ReadFile(filepath.Join(dir, firstFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +67,7 @@ func TestThreatEditsTheRecord(t *testing.T) {
 	if len(lines) != 4 || lines[1]["event"] != "grant.opening" || lines[3]["event"] != "agent.started" {
 		t.Errorf("%v", lines)
 	}
-	if info, err := os.Stat(filepath.Join(dir, fileName)); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(filepath.Join(dir, firstFile)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 }
@@ -77,7 +79,7 @@ func TestTornAnywhere(t *testing.T) {
 	l := NewFile(dir)
 	record(t, l, AgentStarted, GrantOpening, GrantOpened)
 	l.Close()
-	path := filepath.Join(dir, fileName)
+	path := filepath.Join(dir, firstFile)
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

@@ -38,7 +38,7 @@ func TestRecordIsAPlainFile(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
-			path := filepath.Join(dir, fileName)
+			path := filepath.Join(dir, firstFile)
 			if err := os.WriteFile(path+".real", []byte("precious"), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -63,12 +63,12 @@ func TestRecordIsAPlainFile(t *testing.T) {
 func TestTornLineFollowsNoLink(t *testing.T) {
 	dir := t.TempDir()
 	real := filepath.Join(dir, "real")
-	for path, text := range map[string]string{filepath.Join(dir, fileName): "torn", real: "precious"} {
+	for path, text := range map[string]string{filepath.Join(dir, firstFile): "torn", real: "precious"} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	aside := filepath.Join(dir, fileName+".torn-"+digest([]byte("torn"))[:16])
+	aside := filepath.Join(dir, firstFile+".torn-"+digest([]byte("torn"))[:16])
 	if err := os.Symlink(real, aside); err != nil {
 		t.Fatal(err)
 	}

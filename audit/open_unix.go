@@ -9,6 +9,9 @@ import (
 	"syscall"
 )
 
+// nonBlocking keeps a FIFO from holding up whoever opens it.
+const nonBlocking = syscall.O_NONBLOCK
+
 // openRecord opens the record to read and append, or makes it. What is open is
 // judged: a file that others can write or know by another name is no record.
 // O_NONBLOCK: a FIFO must not hold the agent up.

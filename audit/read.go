@@ -31,62 +31,128 @@ func (l *File) End() (seq uint64, hash string, err error) {
 		return l.head.seq, l.head.hash, nil
 	}
 	// Nothing was recorded by this run yet.
-	f, err := os.Open(filepath.Join(l.dir, fileName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, genesis, nil
-	}
+	numbers, err := readDir(l.dir)
 	if err != nil {
 		return 0, "", fmt.Errorf("audit: %w", err)
 	}
-	defer f.Close()
-	_, last, _, err := lastLine(f)
-	if err != nil || last == nil {
-		return 0, genesis, err
+	h, err := endOf(l.dir, numbers)
+	if err != nil {
+		return 0, "", fmt.Errorf("audit: %w", err)
 	}
-	seq, err = seqOf(last)
-	return seq, digest(last), err
+	return h.seq, h.hash, nil
 }
 
-// After returns lines as they stand in the file, without their newlines: those
-// with a higher number than seq, in order, no more than most and no more bytes
-// than size, but one line in any case. It holds up nobody who records.
+// After returns lines as they stand in the files, without their newlines:
+// those with a higher number than seq, in order, no more than most and no more
+// bytes than size, but one line in any case. It holds up nobody who records.
 func (l *File) After(seq uint64, most, size int) (lines [][]byte, err error) {
 	end, _, err := l.End() // what is behind it may not be durable
 	if err != nil || end <= seq {
 		return nil, err
 	}
-	f, err := os.Open(filepath.Join(l.dir, fileName))
-	if err != nil {
-		return nil, fmt.Errorf("audit: %w", err)
-	}
-	defer f.Close()
-	from, err := find(f, seq)
-	if err != nil {
-		return nil, fmt.Errorf("audit: %s: %w", f.Name(), err)
-	}
-	if _, err := f.Seek(from, io.SeekStart); err != nil {
-		return nil, fmt.Errorf("audit: %w", err)
-	}
-	in := bufio.NewReaderSize(f, 64<<10)
-	for total := 0; len(lines) < most; {
-		text, err := readLine(in)
-		if errors.Is(err, io.EOF) {
+	p := page{after: seq, end: end, most: most, size: size}
+	// Old files may be removed between the look and the reading.
+	for range 3 {
+		if err = p.read(l.dir); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	return p.lines, nil
+}
+
+// page collects lines.
+type page struct {
+	after, end uint64
+	most, size int
+	lines      [][]byte
+	total      int
+	full       bool
+}
+
+// read fills the page, from the newest file that begins no later than it.
+func (p *page) read(dir string) error {
+	p.lines, p.total, p.full = nil, 0, false
+	numbers, err := fileNumbers(dir)
+	if err != nil {
+		return err
+	}
+	first := len(numbers) - 1
+	for ; first > 0; first-- {
+		begins, err := firstOf(filepath.Join(dir, fileName(numbers[first])))
 		if err != nil {
-			return nil, fmt.Errorf("audit: %s: %w", f.Name(), err)
+			return err
+		}
+		if begins > 0 && begins <= p.after+1 {
+			break
+		}
+	}
+	for _, n := range numbers[max(first, 0):] {
+		if err := p.readFile(filepath.Join(dir, fileName(n))); err != nil || p.full {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *page) readFile(path string) error {
+	f, err := openToRead(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	from, err := find(f, p.after)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if _, err := f.Seek(from, io.SeekStart); err != nil {
+		return err
+	}
+	in := bufio.NewReaderSize(f, 64<<10)
+	for !p.full {
+		text, err := readLine(in)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
 		}
 		n, err := seqOf(text)
 		if err != nil {
-			return nil, fmt.Errorf("audit: %s: %w", f.Name(), err)
+			return fmt.Errorf("%s: %w", path, err)
 		}
-		total += len(text)
-		if n > end || len(lines) > 0 && total > size {
-			break
+		p.total += len(text)
+		if n > p.end || len(p.lines) > 0 && p.total > p.size {
+			p.full = true
+			return nil
 		}
-		lines = append(lines, text)
+		p.lines = append(p.lines, text)
+		p.full = len(p.lines) >= p.most
 	}
-	return lines, nil
+	return nil
+}
+
+// firstOf is the number of a file's first line; 0 if it has none.
+func firstOf(path string) (uint64, error) {
+	f, err := openToRead(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	text, err := readLine(bufio.NewReader(f))
+	if errors.Is(err, io.EOF) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	n, err := seqOf(text)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return n, nil
 }
 
 // find returns where the first line with a higher number than seq begins, or

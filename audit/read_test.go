@@ -27,7 +27,7 @@ func TestAfter(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	text, err := os.ReadFile(filepath.Join(l.dir, fileName))
+	text, err := os.ReadFile(filepath.Join(l.dir, firstFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestAfterLeavesTheTornLine(t *testing.T) {
 	if err := l.Record(t.Context(), Event{Name: AgentStarted}, Event{Name: AgentStopped}); err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.OpenFile(filepath.Join(l.dir, fileName), os.O_WRONLY|os.O_APPEND, 0)
+	f, err := os.OpenFile(filepath.Join(l.dir, firstFile), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
