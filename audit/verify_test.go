@@ -129,7 +129,7 @@ func TestAfterAcrossFiles(t *testing.T) {
 }
 
 // What an editor of the record does is found, and where.
-func TestThreatTampersWithTheRecord(t *testing.T) {
+func TestTamperedRecord(t *testing.T) {
 	replace := func(n uint64, i int, old, new string) func(*testing.T, string) {
 		return func(t *testing.T, dir string) {
 			list := lines(t, dir, n)
