@@ -21,6 +21,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -60,6 +61,10 @@ type Agent struct {
 	Supervisor Supervisor
 	// Reread reads the settings again, for Reload.
 	Reread func() (Settings, error)
+	// Heads is told where the record ends, every few minutes and at the stop,
+	// to keep it where the record is not. It must not wait for anything. Nil:
+	// it is told nobody, and nothing of the record is ever removed.
+	Heads func(seq uint64, hash string)
 
 	inbox    inbox
 	late     bool // something in the inbox was not read in time
@@ -102,6 +107,8 @@ type Agent struct {
 	calls chan func() // run between passes, by the goroutine that runs those
 	// readers has a place for each call that reads the record.
 	readers chan struct{}
+	// collected is up to which line somebody has the record who reads it.
+	collected atomic.Uint64
 }
 
 // refusal is the last document of a kind that was refused.
@@ -430,9 +437,12 @@ func drifted(before, have firewall.Observed, now firewall.BootTime) bool {
 // is done. A close never waits.
 func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, events []audit.Event) error {
 	story := a.narrate(plan, w)
-	problem := also(errors.Join(a.unread, a.saveErr), a.record(ctx, events))
+	problem := errors.Join(a.unread, a.saveErr)
 	if problem == nil {
-		problem = a.recordIntents(ctx, story.intents)
+		// Together: an opening waits for one fsync.
+		problem = a.recordIntents(ctx, events, story.intents)
+	} else {
+		problem = also(problem, a.record(ctx, events))
 	}
 	if problem != nil {
 		observe := plan.Observe && a.standing.Mode == Observe
@@ -562,10 +572,10 @@ func (a *Agent) record(ctx context.Context, events []audit.Event) error {
 	return nil
 }
 
-// recordIntents makes intents durable. One that cannot be recorded is
-// forgotten: nothing comes of it.
-func (a *Agent) recordIntents(ctx context.Context, intents []audit.Event) error {
-	err := a.record(ctx, intents)
+// recordIntents makes events durable, and the intents behind them. An intent
+// that cannot be recorded is forgotten: nothing comes of it.
+func (a *Agent) recordIntents(ctx context.Context, events, intents []audit.Event) error {
+	err := a.record(ctx, slices.Concat(events, intents))
 	if err != nil {
 		a.pending = a.pending[:max(0, len(a.pending)-len(intents))]
 	}

@@ -110,5 +110,5 @@ func (a *Agent) delivering(ctx context.Context, by caller, d Delivery) error {
 		Requestor: by.String() + login, Process: name, PID: by.pid,
 		Message: fmt.Sprintf("%s version %d is put into the inbox by hand, from: %s", d.Document, d.Version, d.From)}
 	a.Log.Warn("a document is put into the inbox by hand", "document", d.Document, "version", d.Version, "digest", d.Digest, "from", d.From, "by", event.Requestor, "process", name)
-	return a.recordIntents(ctx, []audit.Event{event})
+	return a.recordIntents(ctx, nil, []audit.Event{event})
 }

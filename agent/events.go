@@ -82,6 +82,9 @@ func (a *Agent) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	seq, hash, lines, err := readEvents(r.Context(), file, q)
+	if err == nil && q.after <= seq {
+		a.collect(q.after)
+	}
 	if err != nil {
 		if r.Context().Err() == nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)

@@ -84,7 +84,7 @@ func (a *Agent) settleInstall(ctx context.Context) {
 	var err error
 	if len(a.install.told) > 0 {
 		// The record first: a crash in between leaves an id that never counted.
-		if err = a.recordIntents(ctx, a.install.told); err == nil {
+		if err = a.recordIntents(ctx, nil, a.install.told); err == nil {
 			a.install.told = nil
 		}
 	}

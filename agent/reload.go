@@ -42,7 +42,7 @@ func (a *Agent) adopt(ctx context.Context, s Settings) error {
 	}
 	a.Settings = s
 	event := audit.Event{Name: audit.AgentReloaded, Message: "other settings are in force, in mode " + string(a.mode().Mode)}
-	if err := a.recordIntents(ctx, []audit.Event{event}); err != nil {
+	if err := a.recordIntents(ctx, nil, []audit.Event{event}); err != nil {
 		a.Settings = now
 		return err
 	}

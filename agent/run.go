@@ -55,6 +55,9 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	a.Supervisor.tell(supervisorReady)
 	a.Log.Info("guarding", "ports", a.guarded(), "mode", a.mode().Mode, "firewall", a.Backend.Describe())
 
+	heads := time.NewTicker(headEvery)
+	defer heads.Stop()
+	a.tellHead(ctx)
 	for {
 		a.Supervisor.alive()
 		next := a.next
@@ -70,9 +73,14 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 			a.Supervisor.tell(supervisorStopping)
 			// The guard stays; only the agent goes.
 			a.keepUntil(a.Clock.Boot(), true)
-			return a.record(context.WithoutCancel(ctx), []audit.Event{{Name: audit.AgentStopped, Message: "the agent stopped; the guard stays"}})
+			err := a.record(context.WithoutCancel(ctx), []audit.Event{{Name: audit.AgentStopped, Message: "the agent stopped; the guard stays"}})
+			a.tellHead(context.WithoutCancel(ctx))
+			return err
 		case call := <-a.calls:
 			call()
+			continue
+		case <-heads.C:
+			a.tellHead(ctx)
 			continue
 		case <-wake.C:
 			watch.renew()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/jitgate/jitgate/audit"
 	"github.com/jitgate/jitgate/firewall"
 	"github.com/jitgate/jitgate/policy"
 )
@@ -42,6 +43,13 @@ type Settings struct {
 	// Control is where the fetcher finds the control plane; nil: this host has
 	// none. The agent reads it and makes no use of it.
 	Control *Control
+	Audit   AuditSettings
+}
+
+// AuditSettings is the table [audit], checked: how the record is kept.
+type AuditSettings struct {
+	FileSize int64 // of each of its files, in bytes
+	Keep     audit.Keep
 }
 
 // Control is the table [control], checked.
@@ -63,6 +71,34 @@ type settingsTOML struct {
 	Socket   string       `toml:"socket"`
 	TrustPin string       `toml:"trust_pin"`
 	Control  *controlTOML `toml:"control"`
+	Audit    auditTOML    `toml:"audit"`
+}
+
+type auditTOML struct {
+	FileMiB  int64 `toml:"file_mib"`
+	KeepMiB  int64 `toml:"keep_mib"`
+	KeepDays int64 `toml:"keep_days"`
+}
+
+const (
+	defaultKeepMiB = 1024
+	maxMiB         = 1 << 20 // 1 TiB
+	maxDays        = 100 * 366
+)
+
+func (raw auditTOML) audit() (s AuditSettings, err error) {
+	for _, n := range []struct {
+		name          string
+		value, lo, hi int64
+	}{{"file_mib", raw.FileMiB, 1, 1024}, {"keep_mib", raw.KeepMiB, 0, maxMiB}, {"keep_days", raw.KeepDays, 0, maxDays}} {
+		if n.value < n.lo || n.value > n.hi {
+			return s, fmt.Errorf("%s %d is not from %d to %d", n.name, n.value, n.lo, n.hi)
+		}
+	}
+	if raw.KeepMiB > 0 && raw.KeepMiB < 2*raw.FileMiB {
+		return s, fmt.Errorf("keep_mib %d is less than two files of file_mib %d", raw.KeepMiB, raw.FileMiB)
+	}
+	return AuditSettings{raw.FileMiB << 20, audit.Keep{Bytes: raw.KeepMiB << 20, For: time.Duration(raw.KeepDays) * 24 * time.Hour}}, nil
 }
 
 type controlTOML struct {
@@ -156,6 +192,7 @@ func ParseSettings(text []byte) (Settings, error) {
 		InboxDir: defaultInboxDir,
 		StateDir: defaultStateDir,
 		Socket:   defaultSocket,
+		Audit:    auditTOML{FileMiB: audit.DefaultFull >> 20, KeepMiB: defaultKeepMiB},
 	}
 	decoder := toml.NewDecoder(strings.NewReader(string(text))).DisallowUnknownFields()
 	if err := decoder.Decode(&raw); err != nil {
@@ -211,6 +248,9 @@ func (raw settingsTOML) settings() (s Settings, err error) {
 		if s.Control, err = raw.Control.control(); err != nil {
 			return s, fmt.Errorf("[control]: %w", err)
 		}
+	}
+	if s.Audit, err = raw.Audit.audit(); err != nil {
+		return s, fmt.Errorf("[audit]: %w", err)
 	}
 	return s, nil
 }

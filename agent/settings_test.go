@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jitgate/jitgate/audit"
 )
 
 func TestParseSettings(t *testing.T) {
@@ -82,6 +84,25 @@ poll_interval = "5s"
 		_, err := ParseSettings([]byte("host_id = \"a\"\n[control]\n" + line))
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q: got %v, want %s", line, err, want)
+		}
+	}
+}
+
+func TestAuditSettings(t *testing.T) {
+	for text, want := range map[string]AuditSettings{
+		"": {16 << 20, audit.Keep{Bytes: 1 << 30}},
+		"[audit]\nfile_mib = 1\nkeep_mib = 0\nkeep_days = 400\n": {1 << 20, audit.Keep{For: 400 * 24 * time.Hour}},
+	} {
+		if s, err := ParseSettings([]byte("host_id = \"a\"\n" + text)); err != nil || s.Audit != want {
+			t.Errorf("%q: %+v, %v", text, s.Audit, err)
+		}
+	}
+	for line, want := range map[string]string{
+		"file_mib = 0": "file_mib 0 is not from 1", "file_mib = 1025": "file_mib 1025", "keep_mib = -1": "keep_mib -1", "keep_mib = 31": "less than two files",
+		"keep_days = -1": "keep_days -1", "keep_mib = 9223372036854775807": "keep_mib", "keep = 1": `unknown key "audit.keep"`,
+	} {
+		if _, err := ParseSettings([]byte("host_id = \"a\"\n[audit]\n" + line)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", line, err, want)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -44,6 +45,7 @@ agent reload does.`,
 			}
 			defer a.Backend.Close()
 			a.Supervisor = agent.Supervised()
+			defer toJournal(a)()
 			return runService(a)
 		},
 	}
@@ -69,16 +71,39 @@ func openAgent(c *cobra.Command, config, level string) (*agent.Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	record := audit.NewFile(filepath.Join(settings.StateDir, "audit"))
+	record.Full = settings.Audit.FileSize
 	return &agent.Agent{
 		Settings: settings,
 		Backend:  backend,
-		Audit:    audit.NewFile(filepath.Join(settings.StateDir, "audit")),
+		Audit:    record,
 		Log:      log,
 		Clock:    agent.SystemClock(),
 		Machine:  agent.ThisMachine(),
 		Built:    builtTime(),
 		Reread:   func() (agent.Settings, error) { return agent.LoadSettings(config) },
 	}, nil
+}
+
+// journalPatience is how long the end waits for the journal.
+const journalPatience = 2 * time.Second
+
+// toJournal has an agent's record copied to the journal, and its end told
+// there; without a journal to the text for operators. What it returns ends
+// that.
+func toJournal(a *agent.Agent) (end func()) {
+	record, ok := a.Audit.(*audit.File)
+	if !ok {
+		return func() {}
+	}
+	journal := audit.NewJournal(audit.JournalSocket,
+		func(what string, err error) { a.Log.Warn(what, "error", err) },
+		func(e audit.Entry) {
+			a.Log.Info("event", "event", e.Name, "seq", e.Seq, "hash", e.Hash, "grant", strconv.Quote(e.GrantID), "port", e.Port,
+				"source", strconv.Quote(e.Source), "requestor", strconv.Quote(e.Requestor), "message", strconv.Quote(e.Message))
+		})
+	record.Copy, a.Heads = journal.Copy, journal.Head
+	return func() { journal.Close(journalPatience) }
 }
 
 // program is the agent as kardianos/service sees it.
@@ -193,6 +218,7 @@ changes nothing; that also works beside a running agent.`,
 			if dryRun {
 				return dryStep(c, a)
 			}
+			defer toJournal(a)()
 			return a.Once(c.Context())
 		},
 	}
