@@ -35,6 +35,7 @@ const (
 // eventsCall is what /v1/events was asked for.
 type eventsCall struct {
 	after uint64
+	has   bool // whoever asks keeps the lines up to after
 	wait  time.Duration
 }
 
@@ -43,6 +44,9 @@ func parseEventsCall(query string) (c eventsCall, err error) {
 	if err != nil {
 		return c, err
 	}
+	if q.Has("after") && q.Has("from") {
+		return c, errors.New("after and from are two ways to say the same")
+	}
 	for name, values := range q {
 		var v uint64
 		if v, err = strconv.ParseUint(values[0], 10, 53); err != nil || len(values) > 1 {
@@ -50,18 +54,21 @@ func parseEventsCall(query string) (c eventsCall, err error) {
 		}
 		switch name {
 		case "after":
+			c.after, c.has = v, true
+		case "from":
 			c.after = v
 		case "wait":
 			c.wait = time.Duration(min(v, uint64(eventsWait/time.Second))) * time.Second
 		default:
-			return c, fmt.Errorf("%q is neither after nor wait", name)
+			return c, fmt.Errorf("%q is neither after, from nor wait", name)
 		}
 	}
 	return c, nil
 }
 
 // serveEvents gives the lines of the record behind a number, as they stand in
-// the file. Where there are none yet it waits for as many seconds as it was
+// the file. Who asks for those after a number keeps what is up to it, so that
+// it may go by the record's limits; who asks from one only reads. Where there are none yet it waits for as many seconds as it was
 // asked, beside the passes and not between them.
 func (a *Agent) serveEvents(w http.ResponseWriter, r *http.Request) {
 	file, ok := a.Audit.(record)
@@ -82,7 +89,7 @@ func (a *Agent) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	seq, hash, lines, err := readEvents(r.Context(), file, q)
-	if err == nil && q.after <= seq {
+	if err == nil && q.has && q.after <= seq {
 		a.collect(q.after)
 	}
 	if err != nil {

@@ -46,13 +46,13 @@ func TestEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.SplitAfter(string(text), "\n")
-	for query, want := range map[string]string{"": string(text), "?after=0": string(text), "?after=2": lines[2], "?after=3": "", "?after=9007199254740991&wait=0": ""} {
+	for query, want := range map[string]string{"": string(text), "?after=0": string(text), "?after=2": lines[2], "?from=2": lines[2], "?after=3": "", "?after=9007199254740991&wait=0": ""} {
 		w := events(t.Context(), a, query)
 		if w.Code != 200 || w.Body.String() != want || w.Header().Get(HeaderSeq) != "3" || len(w.Header().Get(HeaderHash)) != 64 {
 			t.Errorf("%s: %d %v %q", query, w.Code, w.Header(), w.Body)
 		}
 	}
-	for _, query := range []string{"?after=-1", "?after=x", "?after=1&after=2", "?vm=web2", "?after=18446744073709551615", "?%zz"} {
+	for _, query := range []string{"?after=-1", "?after=x", "?after=1&after=2", "?vm=web2", "?after=1&from=1", "?after=18446744073709551615", "?%zz"} {
 		if w := events(t.Context(), a, query); w.Code != 400 {
 			t.Errorf("%s: %d", query, w.Code)
 		}

@@ -128,8 +128,16 @@ func TestAfterAcrossFiles(t *testing.T) {
 	}
 }
 
-// What an editor of the record does is found, and where.
-func TestTamperedRecord(t *testing.T) {
+// tampering is what an editor of the record does.
+type tampering struct {
+	name   string
+	do     func(t *testing.T, dir string)
+	head   bool   // shows only against a head
+	at     string // file and line
+	saying string
+}
+
+func tamperings() []tampering {
 	replace := func(n uint64, i int, old, new string) func(*testing.T, string) {
 		return func(t *testing.T, dir string) {
 			list := lines(t, dir, n)
@@ -141,13 +149,7 @@ func TestTamperedRecord(t *testing.T) {
 			rewrite(t, dir, n, list)
 		}
 	}
-	for _, c := range []struct {
-		name   string
-		do     func(t *testing.T, dir string)
-		head   bool   // only against a head
-		at     string // file and line
-		saying string
-	}{
+	return []tampering{
 		{"edits a line", replace(2, 2, `"port":22`, `"port":23`), false, "000002.jsonl:4", "does not follow line 3"},
 		{"edits the last line of a file", func(t *testing.T, dir string) {
 			replace(1, len(lines(t, dir, 1))-1, `"port":22`, `"port":23`)(t, dir)
@@ -221,7 +223,12 @@ func TestTamperedRecord(t *testing.T) {
 			os.RemoveAll(dir)
 			record(t, NewFile(dir), slices.Repeat([]Name{GrantOpened}, 50)...)
 		}, true, "000001.jsonl:40", "a fork"},
-	} {
+	}
+}
+
+// What an editor of the record does is found, and where.
+func TestTamperedRecord(t *testing.T) {
+	for _, c := range tamperings() {
 		t.Run(c.name, func(t *testing.T) {
 			dir, heads := filled(t)
 			c.do(t, dir)
