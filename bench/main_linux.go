@@ -49,6 +49,7 @@ func measurements() []measurement {
 		{"cut", measureCut},
 		{"process", measureProcess},
 		{"request", measureRequest},
+		{"audit", measureAudit},
 	}
 }
 
