@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"time"
@@ -51,6 +52,9 @@ func ReadDir(dir string, take func(Line) error) (faults []Fault, err error) {
 
 func readFile(dir, name string, take func(Line) error) (faults []Fault, err error) {
 	f, err := openToRead(filepath.Join(dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // removed by its limits, a moment ago
+	}
 	if err != nil {
 		return nil, err
 	}

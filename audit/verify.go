@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -74,7 +75,20 @@ const maxFaults = 20
 // it has the lines that heads, noted elsewhere, name, and that what was set
 // aside is there. It needs nothing but the files. An error means that they
 // could not be read.
-func Verify(dir string, heads ...Head) (Verdict, error) {
+func Verify(dir string, heads ...Head) (v Verdict, err error) {
+	// A running agent may remove old files between the look and the reading.
+	for range 3 {
+		if v, err = verify(dir, heads); !errors.Is(err, errGone) {
+			break
+		}
+	}
+	return v, err
+}
+
+// errGone is of a file that was there a moment ago.
+var errGone = errors.New("was removed meanwhile")
+
+func verify(dir string, heads []Head) (Verdict, error) {
 	numbers, err := fileNumbers(dir)
 	if err != nil {
 		return Verdict{}, err
@@ -126,6 +140,9 @@ func (v *verifying) faultAt(at Fault, what string, args ...any) {
 // file checks one file. newest may end in half a line.
 func (v *verifying) file(name string, newest bool) error {
 	f, err := openToRead(filepath.Join(v.dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s %w", name, errGone)
+	}
 	if err != nil {
 		return err
 	}

@@ -101,6 +101,37 @@ func TestRecordGoesOnInTheNextFile(t *testing.T) {
 	}
 }
 
+// Where the next file cannot be begun nothing is claimed, and the chain goes on
+// once it can.
+func TestNextFileCannotBeBegun(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "audit")
+	l := NewFile(dir)
+	defer l.Close()
+	l.Full = 500
+	record(t, l, AgentStarted, GrantOpening)
+	for _, block := range []func(path string) error{
+		func(path string) error { return os.Mkdir(path, 0o700) },
+		func(path string) error { return os.WriteFile(path, []byte("of another chain\n"), 0o600) },
+	} {
+		path := filepath.Join(dir, fileName(2))
+		if err := block(path); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := l.Record(t.Context(), Event{Name: GrantOpening, Reason: strings.Repeat("r", 300)}); err == nil {
+				t.Fatal("recorded")
+			}
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	record(t, l, GrantOpening, GrantOpening, GrantOpening)
+	if v := verdict(t, dir); !v.Whole() || v.Lines != 5 || v.Files != 2 {
+		t.Errorf("%+v", v)
+	}
+}
+
 // Lines come across files, from any number on, and from where a pruned record
 // begins.
 func TestAfterAcrossFiles(t *testing.T) {
