@@ -130,6 +130,11 @@ type Observed struct {
 	// Intact says that every rule is as Ports and Observe ask, and nothing
 	// else stands in the guard. If not, the rules are written again.
 	Intact bool
+	// Passed counts what each opening has let in since it was last set: of a
+	// session that is kept, the packets that began it; else every one. It is
+	// evidence that somebody came, not how much he did: a platform may count a
+	// packet at each place where it looks at it.
+	Passed map[Door]uint64
 }
 
 // Plan is the way from what was observed to what is wanted. It is a value:

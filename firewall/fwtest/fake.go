@@ -30,6 +30,7 @@ type Fake struct {
 	Applied int
 
 	rules   firewall.Ruleset
+	passed  map[firewall.Door]uint64
 	exists  bool
 	broken  bool
 	drops   uint64
@@ -51,7 +52,7 @@ func (f *Fake) Observe(context.Context) (firewall.Observed, error) {
 	}
 	f.expire()
 	o := firewall.Observed{Ruleset: f.rules, Intact: f.exists && !f.broken}
-	o.Openings = maps.Clone(f.rules.Openings)
+	o.Openings, o.Passed = maps.Clone(f.rules.Openings), maps.Clone(f.passed)
 	if o.Trial != 0 && o.Trial <= f.Now() {
 		o.Trial = f.Now() // over
 	}
@@ -74,6 +75,9 @@ func (f *Fake) Apply(_ context.Context, p firewall.Plan) error {
 		}
 	}
 	f.rules = p.Apply(f.rules)
+	for _, c := range p.Open {
+		delete(f.passed, c.Door) // set anew
+	}
 	f.exists = true
 	f.broken = f.broken && !p.Rules
 	f.Applied++
@@ -118,7 +122,11 @@ func (f *Fake) Sleep(d time.Duration) {
 // Admits reports whether a packet to a port passes the guard.
 func (f *Fake) Admits(packet firewall.Door) bool {
 	f.expire()
-	if f.broken || Admits(f.rules, packet) {
+	if f.broken {
+		return true
+	}
+	if Admits(f.rules, packet) {
+		f.pass(packet)
 		return true
 	}
 	f.drops++
@@ -129,6 +137,23 @@ func (f *Fake) Admits(packet firewall.Door) bool {
 	return f.rules.Observe || f.rules.Trial != 0 && f.rules.Trial <= f.Now()
 }
 
+// pass counts a packet under the narrowest opening that lets it in.
+func (f *Fake) pass(packet firewall.Door) {
+	var by firewall.Door
+	for open := range f.rules.Openings {
+		if admits(open, packet) && open.Protocol != 0 && (!by.Source.IsValid() || open.Source.Bits() > by.Source.Bits()) {
+			by = open
+		}
+	}
+	if !by.Source.IsValid() {
+		return
+	}
+	if f.passed == nil {
+		f.passed = map[firewall.Door]uint64{}
+	}
+	f.passed[by]++
+}
+
 // Admits is the rule of the guard, as slow and plain as it can be said: the
 // oracle backends are held against. packet.Source is a single address.
 func Admits(r firewall.Ruleset, packet firewall.Door) bool {
@@ -136,12 +161,16 @@ func Admits(r firewall.Ruleset, packet firewall.Door) bool {
 		return true
 	}
 	for open := range r.Openings {
-		if open.Source.Contains(packet.Source.Addr()) &&
-			(open.Protocol == 0 || open.Protocol == packet.Protocol && open.Port == packet.Port) {
+		if admits(open, packet) {
 			return true
 		}
 	}
 	return false
+}
+
+func admits(open, packet firewall.Door) bool {
+	return open.Source.Contains(packet.Source.Addr()) &&
+		(open.Protocol == 0 || open.Protocol == packet.Protocol && open.Port == packet.Port)
 }
 
 func guards(ports []firewall.Port, d firewall.Door) bool {
@@ -156,6 +185,7 @@ func guards(ports []firewall.Port, d firewall.Door) bool {
 func (f *Fake) expire() {
 	now := f.Now()
 	maps.DeleteFunc(f.rules.Openings, func(_ firewall.Door, e firewall.End) bool { return e.Until <= now })
+	maps.DeleteFunc(f.passed, func(d firewall.Door, _ uint64) bool { _, open := f.rules.Openings[d]; return !open })
 }
 
 // Changes implements firewall.Backend.
@@ -168,7 +198,7 @@ func (f *Fake) Denied(context.Context) (firewall.Denied, error) {
 
 // Remove implements firewall.Backend.
 func (f *Fake) Remove(context.Context) error {
-	f.rules, f.exists, f.broken, f.drops, f.denials = firewall.Ruleset{}, false, false, 0, nil
+	f.rules, f.passed, f.exists, f.broken, f.drops, f.denials = firewall.Ruleset{}, nil, false, false, 0, nil
 	return nil
 }
 

@@ -4,7 +4,7 @@
 //
 //	table inet jitgate {
 //	  flags owner, persist                     # where the kernel has both (6.9)
-//	  set g4_32 { ipv4_addr . inet_proto . inet_service; flags timeout }
+//	  set g4_32 { ipv4_addr . inet_proto . inet_service; flags timeout; counter }
 //	  set g6_64 { … }                          # one per prefix length in use
 //	  set x4_32 { ipv4_addr; flags timeout }   # sources exempt on every guarded port
 //	  set r4_32 { … }                          # made when first needed: grants taken back early

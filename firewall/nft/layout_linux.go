@@ -194,6 +194,8 @@ func (s setID) set() *nftables.Set {
 		set.KeyType = nftables.MustConcatSetType(address, nftables.TypeInetProto, nftables.TypeInetService)
 		set.Concatenation = true
 	}
+	// The kernel gives every element of such a set a counter of its own.
+	set.Counter = s.kind == granted
 	if s.kind == denied {
 		set.Dynamic, set.Size, set.Timeout = true, maxDenied, deniedFor
 	}

@@ -150,7 +150,7 @@ func (b *Backend) cut(closings []firewall.Closing, ports []firewall.Port, drops 
 func (b *Backend) Cut() (sockets, flows int) { return b.sockets, b.flows }
 
 func (b *Backend) observe() (o firewall.Observed, err error) {
-	o.Openings = map[firewall.Door]firewall.End{}
+	o.Openings, o.Passed = map[firewall.Door]firewall.End{}, map[firewall.Door]uint64{}
 	b.encode.own = localPorts()
 	b.sets, b.revoked, b.mendable = map[setID]bool{}, map[firewall.Door]firewall.End{}, true
 	if b.table, b.boot, err = b.socket.table(); err != nil || !b.table.exists {
@@ -187,13 +187,13 @@ func (b *Backend) observe() (o firewall.Observed, err error) {
 		case revoked:
 			into = b.revoked
 		}
-		if err := b.socket.openings(id, into, now); err != nil {
+		if err := b.socket.openings(id, into, o.Passed, now); err != nil {
 			return o, err
 		}
 	}
 	if b.mendable = mendable; !mendable {
 		// The table will have to go, and its elements with it.
-		o.Openings = map[firewall.Door]firewall.End{}
+		o.Openings, o.Passed = map[firewall.Door]firewall.End{}, nil
 		return o, nil
 	}
 	rules, digest, err := b.socket.rules()

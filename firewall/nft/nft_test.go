@@ -107,7 +107,7 @@ func TestListing(t *testing.T) {
 		"ip saddr @x4_32 accept",
 		"limit rate 50/second burst 100 packets log prefix \"jitgate-deny \" group 5 snaplen 96",
 		"counter name \"denied\"",
-		"10.1.2.0 . tcp . 22 timeout",
+		"10.1.2.0 . tcp . 22 counter packets 0 bytes 0 timeout",
 		`comment "01JD9V3K7Q"`,
 	} {
 		if !strings.Contains(listing, want) {

@@ -18,8 +18,9 @@ import (
 
 // Missing in x/sys/unix.
 const (
-	tableOwner   = 7 // NFTA_TABLE_OWNER
-	policyAccept = 1 // NF_ACCEPT
+	tableOwner    = 7  // NFTA_TABLE_OWNER
+	setExpression = 17 // NFTA_SET_EXPR
+	policyAccept  = 1  // NF_ACCEPT
 )
 
 // tableState is what the kernel says of the table itself.
@@ -144,6 +145,7 @@ func chainsIntact(have map[string]chainState) (intact, mendable bool) {
 type setState struct {
 	keyType, keyLen, flags, size uint32
 	timeout                      uint64 // ms
+	counts                       bool   // packets, for each element
 }
 
 func (t *transport) sets() (map[string]setState, error) {
@@ -167,6 +169,9 @@ func (t *transport) sets() (map[string]setState, error) {
 				s.keyLen = ad.Uint32()
 			case unix.NFTA_SET_TIMEOUT:
 				s.timeout = ad.Uint64()
+			case setExpression:
+				name, _, _ := expression(ad.Bytes())
+				s.counts = name == "counter"
 			case unix.NFTA_SET_DESC:
 				ad.Nested(func(ad *netlink.AttributeDecoder) error {
 					for ad.Next() {
@@ -190,7 +195,7 @@ func (t *transport) sets() (map[string]setState, error) {
 // a set again that differs in any of this.
 func mine(want *nftables.Set, have setState) bool {
 	state := setState{keyType: want.KeyType.GetNFTMagic(), keyLen: want.KeyType.Bytes, flags: unix.NFT_SET_TIMEOUT,
-		size: want.Size, timeout: uint64(want.Timeout.Milliseconds())}
+		size: want.Size, timeout: uint64(want.Timeout.Milliseconds()), counts: want.Counter}
 	if want.Concatenation {
 		state.flags |= nftables.NFT_SET_CONCAT
 	}
@@ -283,11 +288,15 @@ func counterPackets(ad *netlink.AttributeDecoder) (packets uint64) {
 	return packets
 }
 
-// openings reads the doors of one set and when they close.
-func (t *transport) openings(id setID, into map[firewall.Door]firewall.End, now firewall.BootTime) error {
+// openings reads the doors of one set, when they close, and what those that
+// count have let in.
+func (t *transport) openings(id setID, into map[firewall.Door]firewall.End, passed map[firewall.Door]uint64, now firewall.BootTime) error {
 	return t.elements(id.String(), now, func(e element) {
 		if door, ok := id.door(e.key); ok {
 			into[door] = e.end
+			if e.packets > 0 {
+				passed[door] = e.packets
+			}
 		}
 	})
 }
