@@ -342,6 +342,11 @@ type Backend interface {
 	// Denied returns what the guard has dropped, or would have where it only
 	// observes, since it was made.
 	Denied(ctx context.Context) (Denied, error)
+	// Flows returns the connections that began, changed or ended since the last
+	// call, those that ended with their counts. With look it returns all there
+	// are, with their counts so far: it reads the whole table of connections.
+	// What is tracked begins with the first call.
+	Flows(ctx context.Context, look bool) (Flows, error)
 	// Remove takes the guard away and leaves nothing behind.
 	Remove(ctx context.Context) error
 	// Describe says in a few words what holds the guard, for status.

@@ -35,6 +35,12 @@ type Fake struct {
 	broken  bool
 	drops   uint64
 	denials map[firewall.Door]firewall.Denial
+	flows   map[firewall.FlowID]*fakeFlow
+}
+
+type fakeFlow struct {
+	firewall.Flow
+	changed bool
 }
 
 var _ firewall.Backend = (*Fake)(nil)
@@ -186,6 +192,28 @@ func (f *Fake) expire() {
 	now := f.Now()
 	maps.DeleteFunc(f.rules.Openings, func(_ firewall.Door, e firewall.End) bool { return e.Until <= now })
 	maps.DeleteFunc(f.passed, func(d firewall.Door, _ uint64) bool { _, open := f.rules.Openings[d]; return !open })
+}
+
+// Carry has the platform's table of connections hold a flow as it is said, and
+// forget one that is gone once that was told.
+func (f *Fake) Carry(flow firewall.Flow) {
+	if f.flows == nil {
+		f.flows = map[firewall.FlowID]*fakeFlow{}
+	}
+	f.flows[flow.FlowID] = &fakeFlow{flow, true}
+}
+
+// Flows implements firewall.Backend.
+func (f *Fake) Flows(_ context.Context, look bool) (out firewall.Flows, err error) {
+	for id, flow := range f.flows {
+		if flow.changed || look {
+			out.List = append(out.List, flow.Flow)
+		}
+		if flow.changed = false; flow.Gone {
+			delete(f.flows, id)
+		}
+	}
+	return out, nil
 }
 
 // Changes implements firewall.Backend.

@@ -69,7 +69,7 @@ func (c *cutter) forget(e ended, j *judge) (flows int, err error) {
 			if err != nil {
 				return fmt.Errorf("read a connection: %w", err)
 			}
-			if ok && j.flow(f) {
+			if ok && j.flow(f.flow) {
 				requests = append(requests, append(generic(family, 0), f.identity...))
 			}
 			return nil
@@ -201,7 +201,9 @@ type judge struct {
 	listening map[service]bool
 }
 
-func (j *judge) isOwn(a netip.Addr) bool { return a.IsLoopback() || j.own[a] }
+func (j *judge) isOwn(a netip.Addr) bool { return isOwn(j.own, a) }
+
+func isOwn(own map[netip.Addr]bool, a netip.Addr) bool { return a.IsLoopback() || own[a] }
 
 // flow takes note of a connection and reports whether conntrack is to forget
 // it: whether it passes through this host to one behind it.
@@ -305,14 +307,26 @@ type flow struct {
 	identity               []byte         // the attributes that name it
 }
 
+// entry is a flow with what conntrack says of it.
+type entry struct {
+	flow
+	number   uint32
+	status   uint32 // IPS_… bits
+	tcpState byte   // TCP_CONNTRACK_…; 0: not said
+	in, out  firewall.Count
+}
+
 // Missing in x/sys/unix: linux/netfilter/nfnetlink_conntrack.h.
 const (
 	msgGet, msgDelete = 1, 2 // IPCTNL_MSG_CT_…
 
 	ctTupleOrig, ctTupleReply, ctID, ctZone       = 1, 2, 12, 18 // CTA_…
-	tupleIP, tupleProto                           = 1, 2         // CTA_TUPLE_…
-	ipV4Src, ipV4Dst, ipV6Src, ipV6Dst            = 1, 2, 3, 4   // CTA_IP_…
-	protoNumber, protoSourcePort, protoTargetPort = 1, 2, 3      // CTA_PROTO_…
+	ctStatus, ctProtoInfo, ctCountIn, ctCountOut  = 3, 4, 9, 10
+	countPackets, countBytes                      = 1, 2       // CTA_COUNTERS_…
+	protoInfoTCP, tcpState                        = 1, 1       // CTA_PROTOINFO_…
+	tupleIP, tupleProto                           = 1, 2       // CTA_TUPLE_…
+	ipV4Src, ipV4Dst, ipV6Src, ipV6Dst            = 1, 2, 3, 4 // CTA_IP_…
+	protoNumber, protoSourcePort, protoTargetPort = 1, 2, 3    // CTA_PROTO_…
 )
 
 func conntrackType(t uint16) netlink.HeaderType {
@@ -320,7 +334,7 @@ func conntrackType(t uint16) netlink.HeaderType {
 }
 
 // readFlow reads a connection; not ok if it has no ports.
-func readFlow(data []byte) (f flow, ok bool, err error) {
+func readFlow(data []byte) (f entry, ok bool, err error) {
 	if len(data) < genericLen {
 		return f, false, fmt.Errorf("an answer of %d bytes", len(data))
 	}
@@ -338,8 +352,26 @@ func readFlow(data []byte) (f flow, ok bool, err error) {
 				_, f.answersFrom, f.answersTo = readTuple(ad)
 				return nil
 			})
-		case ctID, ctZone:
+		case ctID:
+			f.number = ad.Uint32()
 			identity = append(identity, netlink.Attribute{Type: ad.Type(), Data: ad.Bytes()})
+		case ctZone:
+			identity = append(identity, netlink.Attribute{Type: ad.Type(), Data: ad.Bytes()})
+		case ctStatus:
+			f.status = ad.Uint32()
+		case ctProtoInfo:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if ad.Type() == protoInfoTCP {
+						ad.Nested(f.readTCP)
+					}
+				}
+				return nil
+			})
+		case ctCountIn:
+			ad.Nested(countInto(&f.in))
+		case ctCountOut:
+			ad.Nested(countInto(&f.out))
 		}
 	})
 	if err != nil {
@@ -352,6 +384,29 @@ func readFlow(data []byte) (f flow, ok bool, err error) {
 	}
 	f.identity, err = netlink.MarshalAttributes(identity)
 	return f, err == nil, err
+}
+
+func (e *entry) readTCP(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		if ad.Type() == tcpState {
+			e.tcpState = ad.Uint8()
+		}
+	}
+	return nil
+}
+
+func countInto(c *firewall.Count) func(*netlink.AttributeDecoder) error {
+	return func(ad *netlink.AttributeDecoder) error {
+		for ad.Next() {
+			switch ad.Type() {
+			case countPackets:
+				c.Packets = ad.Uint64()
+			case countBytes:
+				c.Bytes = ad.Uint64()
+			}
+		}
+		return nil
+	}
 }
 
 func readTuple(ad *netlink.AttributeDecoder) (protocol firewall.Protocol, from, to netip.AddrPort) {

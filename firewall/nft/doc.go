@@ -34,6 +34,7 @@
 //	                 limit rate 50/second burst 100 packets log prefix "jitgate-deny " group 5 snaplen 96
 //	                 counter name denied
 //	                 drop }           # on trial: meta nfproto @armed drop; observing: absent
+//	  chain account { ct bytes != 0 }  # never reached: has the kernel count
 //	}
 //
 // Every opening is a set element with a timeout, so the kernel closes it with

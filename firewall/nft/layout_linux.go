@@ -45,8 +45,11 @@ var (
 
 	chainAdmit = &nftables.Chain{Table: table, Name: "admit"}
 	chainDeny  = &nftables.Chain{Table: table, Name: "deny"}
+	// Nothing comes here: that a rule asks for a connection's bytes is what has
+	// the kernel count them, for every connection that begins from then on.
+	chainAccount = &nftables.Chain{Table: table, Name: "account"}
 	// In the order they are made: what a rule points to comes first.
-	chains = slices.Concat([]*nftables.Chain{chainDeny, chainAdmit}, prerouting.chains(), input.chains())
+	chains = slices.Concat([]*nftables.Chain{chainAccount, chainDeny, chainAdmit}, prerouting.chains(), input.chains())
 )
 
 func baseChain(name string, hook nftables.ChainHook, priority nftables.ChainPriority) *nftables.Chain {
@@ -316,6 +319,8 @@ func rules(r firewall.Ruleset, sets map[setID]*nftables.Set, own portRange) map[
 	}
 	add(chainAdmit, "", jump(chainDeny))
 
+	add(chainAccount, "", counted())
+
 	for _, id := range deniedSets {
 		add(chainDeny, "", id.count(sets[id]))
 	}
@@ -382,6 +387,14 @@ func established() []expr.Any {
 		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: state, Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+// counted matches packets of connections the kernel counts the bytes of.
+func counted() []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Register: 1, Key: expr.CtKeyBYTES},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 8)},
 	}
 }
 

@@ -41,7 +41,9 @@ type Backend struct {
 	// that ran out since included: whose sessions may have to end.
 	openings       map[firewall.Door]firewall.End
 	cutter         cutter
-	sockets, flows int // cut so far
+	guarded        []firewall.Port // when the guard was last found to be whole
+	tracker        *tracker        // from the first call of Flows
+	sockets, flows int             // cut so far
 }
 
 var _ firewall.Backend = (*Backend)(nil)
@@ -72,6 +74,9 @@ func (b *Backend) Close() error {
 	err := errors.Join(b.socket.close(), b.cutter.close())
 	if b.watch != nil {
 		err = errors.Join(err, b.watch.close())
+	}
+	if b.tracker != nil {
+		err = errors.Join(err, b.tracker.close())
 	}
 	return err
 }
@@ -117,6 +122,7 @@ func (b *Backend) Observe(context.Context) (firewall.Observed, error) {
 	}
 	b.openings = maps.Clone(o.Openings)
 	if o.Intact {
+		b.guarded = o.Ports
 		b.cut(ranOut, o.Ports, o.DropsAt(now), now)
 	}
 	return o, nil
