@@ -101,6 +101,17 @@ type Agent struct {
 	horizon  horizon
 	kept     firewall.BootTime // when it was saved last
 	live     map[string]granted
+
+	uses        uses
+	addresses   formerAddresses
+	knocks      knocks
+	passed      map[firewall.Door]uint64 // what the openings had let in at the last look
+	looked      bool                     // at every connection, since the start
+	blind       error                    // connections cannot be looked at
+	usesLost    bool                     // what was saved of uses cannot be read
+	usesChanged bool                     // and are not saved
+	usesUnkept  bool                     // that was said
+
 	refusals [kinds]refusal
 	reported map[string]policy.Code // refused grants, so that each is recorded once
 
@@ -143,6 +154,7 @@ func (a *Agent) Load() {
 		stood = standing{Mode: Enforce}
 	}
 	a.standing = stood.in(a.Clock.BootID)
+	a.loadUses()
 	m, saved, err := a.store.load()
 	if err != nil {
 		// Without the mark an old list could be replayed.
@@ -193,6 +205,10 @@ func (a *Agent) Step(ctx context.Context) (next firewall.BootTime, err error) {
 		a.next = next
 	}()
 	a.settleInstall(ctx)
+	if a.applied {
+		a.hear(ctx, false) // what came in by the grants in force so far
+	}
+	glance := a.glance()
 	events := append(a.revert(), a.takeInbox()...)
 	a.save()
 	// Before the guard: ports that are new in it are closed at a start from
@@ -218,7 +234,10 @@ func (a *Agent) Step(ctx context.Context) (next firewall.BootTime, err error) {
 	if a.problem = err; err != nil {
 		return a.Clock.Boot().Add(time.Second), err
 	}
-	return min(w.next, a.Clock.Boot().Add(Resync)), nil
+	if glance <= a.Clock.Boot() || glance == firewall.Never {
+		glance = a.glance()
+	}
+	return min(w.next, glance, a.Clock.Boot().Add(Resync)), nil
 }
 
 // DryRun returns the plan of a pass, and changes nothing.
@@ -410,6 +429,8 @@ func (a *Agent) observe(ctx context.Context) error {
 		return err
 	}
 	a.have, a.known, a.observed = have, true, a.Clock.Boot()
+	a.uses.passed(have.Passed, a.passed)
+	a.passed = have.Passed
 	a.drift = a.drift || checked && drifted(before, have, a.observed)
 	if !a.drift {
 		a.culprit = firewall.Alteration{} // whatever he did, it is as it was
@@ -461,7 +482,17 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 		}
 		a.have = firewall.Observed{Ruleset: plan.Apply(a.have.Ruleset), Intact: true}
 	}
+	for _, c := range plan.Open {
+		delete(a.passed, c.Door) // counted anew
+	}
 	a.applied = true
+	before := a.live
+	if a.live = w.live; problem != nil {
+		// Nothing opened. What was in force and still should be is.
+		a.live = maps.Clone(before)
+		maps.DeleteFunc(a.live, func(id string, _ granted) bool { _, ok := w.live[id]; return !ok })
+	}
+	story.always = append(story.always, a.settleUses(ctx, before)...)
 	if a.drift {
 		story.always = append(story.always, a.tellDrift(plan)...)
 		repaired := a.altered(audit.GuardRepaired, "the guard is whole again")
@@ -472,11 +503,8 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 		a.drift, a.driftTold, a.culprit = false, false, firewall.Alteration{}
 	}
 	if problem != nil {
-		// Nothing opened. What was in force and still should be is.
-		maps.DeleteFunc(a.live, func(id string, _ granted) bool { _, ok := w.live[id]; return !ok })
 		return also(problem, a.record(ctx, story.always))
 	}
-	a.live = w.live
 	a.forgetExpired()
 	return a.record(ctx, append(story.opened, story.always...))
 }

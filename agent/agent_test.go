@@ -216,11 +216,11 @@ func TestLifeOfAGrant(t *testing.T) {
 	w.boot, w.wall = w.boot.Add(50*time.Minute), w.wall.Add(50*time.Minute)
 	w.wantOpen(alice, false) // the kernel closes: no step was taken
 	w.mustPass(0)
-	w.wantRecord("grant.expired a")
+	w.wantRecord("grant.expired a", "grant.used a tried")
 	w.list()
 	w.mustPass(time.Second)
 	w.wantOpen(bob, false)
-	w.wantRecord("document.admitted grants", "grant.revoked b")
+	w.wantRecord("document.admitted grants", "grant.revoked b", "grant.used b tried")
 }
 
 func TestNextWakesForEveryChange(t *testing.T) {
@@ -232,10 +232,15 @@ func TestNextWakesForEveryChange(t *testing.T) {
 		t.Errorf("first at %v, want when b begins (%v)", next.Sub(w.boot), err)
 	}
 	w.wall, w.boot = w.wall.Add(5*time.Second), w.boot.Add(5*time.Second)
-	if next, _ = w.Step(t.Context()); next != w.boot.Add(15*time.Second) {
+	glance := 15*time.Second - lastGlance
+	if next, _ = w.Step(t.Context()); next != w.boot.Add(glance) {
+		t.Errorf("then in %v, want just before a ends", next.Sub(w.boot))
+	}
+	w.wall, w.boot = w.wall.Add(glance), w.boot.Add(glance)
+	if next, _ = w.Step(t.Context()); next != w.boot.Add(lastGlance) {
 		t.Errorf("then in %v, want when a ends", next.Sub(w.boot))
 	}
-	w.wall, w.boot = w.wall.Add(15*time.Second), w.boot.Add(15*time.Second)
+	w.wall, w.boot = w.wall.Add(lastGlance), w.boot.Add(lastGlance)
 	if next, _ = w.Step(t.Context()); next != w.boot.Add(Resync) {
 		t.Errorf("then in %v, want %v", next.Sub(w.boot), Resync)
 	}
@@ -485,7 +490,7 @@ func TestRestart(t *testing.T) {
 		t.Error("the table of the agent before was not taken over")
 	}
 	w.mustPass(time.Hour)
-	w.wantRecord("grant.expired a")
+	w.wantRecord("grant.expired a", "grant.used a unused")
 }
 
 // The state directory holds another document than the mark names, validly
@@ -651,7 +656,7 @@ func TestSameIDAnotherGrant(t *testing.T) {
 	w.mustPass(time.Second)
 	w.wantOpen(alice, false)
 	w.wantOpen(bob, true)
-	w.wantRecord("document.admitted grants", "grant.opening a", "grant.opened a", "grant.revoked a")
+	w.wantRecord("document.admitted grants", "grant.opening a", "grant.opened a", "grant.revoked a", "grant.used a unused")
 	g.End = g.End.Add(time.Hour)
 	w.list(g)
 	w.mustPass(time.Second)
@@ -741,7 +746,7 @@ func TestGrantsNewAfterRestart(t *testing.T) {
 	w.wantRecord("document.admitted grants", "grant.opening a", "grant.opening b", "grant.opened a", "grant.opened b")
 	w.restart()
 	w.mustPass(2 * time.Minute)
-	w.wantRecord()
+	w.wantRecord("grant.used b unused")
 }
 
 // The kernel opens and says that it did not, or the agent dies right then; a

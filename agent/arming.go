@@ -196,12 +196,22 @@ func (a *Agent) revert() []audit.Event {
 // standDown takes the guard away, as a mode of the host: whatever comes back
 // under its name is removed too.
 func (a *Agent) standDown(ctx context.Context, events []audit.Event) error {
+	if a.known && len(a.uses) > 0 {
+		// The counters go with the guard. Without them less is known of use.
+		if err := a.observe(ctx); err != nil {
+			a.Log.Warn("the guard was not looked at before it is removed", "error", err)
+		}
+	}
 	err := a.Backend.Remove(ctx)
 	if err != nil {
 		err = fmt.Errorf("remove the guard: %w", err)
 	}
 	a.have, a.known, a.applied, a.drift = firewall.Observed{}, false, false, false
+	before := a.live
 	a.live, a.decision = map[string]granted{}, policy.Decision{}
+	if len(a.uses) > 0 {
+		events = append(events, a.settleUses(ctx, before)...)
+	}
 	return errors.Join(err, a.record(ctx, events))
 }
 

@@ -250,7 +250,7 @@ func TestDisarming(t *testing.T) {
 		}
 		w.wantOpen(bob, true)
 	}
-	w.wantRecord("guard.disarmed")
+	w.wantRecord("guard.disarmed", "grant.used a unused")
 	w.restart()
 	w.mustPass(Resync)
 	w.wantOpen(bob, true)
@@ -261,7 +261,7 @@ func TestDisarming(t *testing.T) {
 	w.mustPass(time.Minute)
 	w.wantOpen(bob, true)
 	w.wantMode(Off)
-	w.wantRecord("guard.armed", "grant.opening a", "grant.opened a", "guard.reverted")
+	w.wantRecord("guard.armed", "grant.opening a", "grant.opened a", "guard.reverted", "grant.used a tried")
 
 	// With a disk that takes nothing it works all the same, and says so.
 	w = newWorld(t)

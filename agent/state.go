@@ -21,6 +21,7 @@ import (
 const (
 	markFile    = "mark.json"
 	horizonFile = "horizon.json"
+	usesFile    = "uses.json"
 	modeFile    = "mode.json"
 	// formerFile is the trust document before trust.json. Without it a crash
 	// between a new one and its mark would leave nobody to say who may follow
@@ -131,6 +132,15 @@ func (s store) read(name string, v any) error {
 		return damage{path, err}
 	}
 	return nil
+}
+
+// readIfThere is read, to which a file that is not there is no error.
+func (s store) readIfThere(name string, v any) (found bool, err error) {
+	err = s.read(name, v)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // decodeState reads the text of a file of the state directory into v.

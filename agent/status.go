@@ -47,6 +47,9 @@ type Denial struct {
 	Protocol string    `json:"protocol"`
 	Packets  uint64    `json:"packets"`
 	Last     time.Time `json:"last"`
+	// Differs says that a grant in force seems to be meant for this source, and
+	// names the one it is for.
+	Differs string `json:"differs,omitempty"`
 }
 
 // maxDenials bounds how many sources a status names.
@@ -56,9 +59,23 @@ const maxDenials = 100
 func (a *Agent) denials(d firewall.Denied) []Denial {
 	out := []Denial{}
 	wall, boot := a.Clock.Wall(), a.Clock.Boot()
-	for _, by := range d.By[:min(len(d.By), maxDenials)] {
-		out = append(out, Denial{by.Source.Addr().String(), by.Port, by.Protocol.String(), by.Packets,
-			wall.Add(by.Last.Sub(boot)).UTC().Truncate(time.Second)})
+	// Who may be meant by a grant is named before those who knock most.
+	var meant, rest []firewall.Denial
+	for _, by := range d.By {
+		if _, ok := a.differs(by.Door); ok {
+			meant = append(meant, by)
+		} else {
+			rest = append(rest, by)
+		}
+	}
+	by := append(meant, rest...)
+	for _, by := range by[:min(len(by), maxDenials)] {
+		x := Denial{Source: by.Source.Addr().String(), Port: by.Port, Protocol: by.Protocol.String(), Packets: by.Packets,
+			Last: wall.Add(by.Last.Sub(boot)).UTC().Truncate(time.Second)}
+		if g, ok := a.differs(by.Door); ok {
+			x.Differs = differsText(g)
+		}
+		out = append(out, x)
 	}
 	return out
 }
@@ -75,6 +92,28 @@ type OpeningStatus struct {
 	Requestor   string    `json:"requestor"`
 	Reason      string    `json:"reason,omitempty"`
 	Refusal     string    `json:"refusal,omitempty"`
+	// Use is what was made of an open one so far.
+	Use *UseStatus `json:"use,omitempty"`
+}
+
+// UseStatus is what was made of a grant. Bytes of sessions that go on are
+// counted when one ends.
+type UseStatus struct {
+	Outcome     string    `json:"outcome"` // unused, tried or used, so far
+	Connections uint64    `json:"connections"`
+	Open        int       `json:"open"` // that go on
+	First       time.Time `json:"first,omitzero"`
+	Last        time.Time `json:"last,omitzero"`
+}
+
+func (l uses) status(id string) *UseStatus {
+	for _, u := range l {
+		if u.Event.GrantID == id && !u.Ended {
+			t := u.total()
+			return &UseStatus{t.outcome(), t.Established.Count, u.open(), t.Established.First, t.Established.Last}
+		}
+	}
+	return nil
 }
 
 // DocumentStatus tells the document in force and the last one refused apart.
@@ -136,7 +175,7 @@ func (a *Agent) grantStates(d policy.Decision, live map[string]granted, void []s
 			o.Refusal = v.Refusal.Error()
 			refused = append(refused, o)
 		case open && held.until > now:
-			o.SecondsLeft = secondsTo(held.until, now)
+			o.SecondsLeft, o.Use = secondsTo(held.until, now), a.uses.status(v.Grant.ID)
 			openings = append(openings, o)
 		case v.Phase == policy.PhasePending && !slices.Contains(void, v.Grant.ID):
 			pending = append(pending, o)

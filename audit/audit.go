@@ -76,6 +76,8 @@ type Event struct {
 	PacketsIn   uint64    `json:"packetsIn,omitzero"`
 	PacketsOut  uint64    `json:"packetsOut,omitzero"`
 	SessionsCut uint64    `json:"sessionsCut,omitzero"`
+	// AtLeast says that there may have been more use than that.
+	AtLeast bool `json:"atLeast,omitzero"`
 	// Count is how many packets were denied between First and Last.
 	Count uint64 `json:"count,omitzero"`
 	// Head is the end, SEQ:HASH, of what was removed of the record.
