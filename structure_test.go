@@ -28,11 +28,12 @@ const module = "github.com/jitgate/jitgate"
 // module, by path below it. A new package is given its place here.
 var mayImport = map[string][]string{
 	"":                {"cli"},
-	"cli":             {"agent", "armor", "audit", "client", "cloud", "doctor", "fetch", "firewall", "policy", "uplink"},
+	"cli":             {"agent", "armor", "audit", "client", "cloud", "doctor", "fetch", "firewall", "policy", "signin", "uplink"},
 	"agent":           {"audit", "firewall", "firewall/nft", "firewall/winfw", "policy"},
 	"fetch":           {"policy", "uplink"},
 	"client":          {"policy"},
 	"cloud":           {"policy"},
+	"signin":          {},
 	"policy":          {},
 	"armor":           {"policy"},
 	"audit":           {},

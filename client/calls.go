@@ -536,6 +536,18 @@ func (c *Client) RevokeToken(ctx context.Context, id string) error {
 	return err
 }
 
+// Discover asks a control plane how people sign in. It needs no token.
+func Discover(ctx context.Context, config Config) (l Login, err error) {
+	config.Bearer = nil
+	c, err := newClient(config)
+	if err != nil {
+		return l, err
+	}
+	defer c.Close()
+	_, err = c.do(ctx, call{method: http.MethodGet, path: "/api/v1/login"}, &l)
+	return l, err
+}
+
 // WhoAmI returns the caller as the server sees them.
 func (c *Client) WhoAmI(ctx context.Context) (w Who, err error) {
 	_, err = c.do(ctx, call{method: http.MethodGet, path: "/api/v1/whoami"}, &w)

@@ -33,11 +33,14 @@ const (
 	firstWait = 500 * time.Millisecond
 )
 
-// Config is what a Client needs. URL and Token are required.
+// Config is what a Client needs. URL is required, and Token or Bearer.
 type Config struct {
 	URL   string // of the control plane: https://jit.example.net:8443
 	Token string // bearer token
-	CA    []byte // certificates to trust for it, in PEM; nil: the system's
+	// Bearer, if not nil, is asked for the bearer token of every call: one of
+	// an issuer does not last.
+	Bearer func(context.Context) (string, error)
+	CA     []byte // certificates to trust for it, in PEM; nil: the system's
 	// UserAgent is who calls, for the server's log; empty is jitgate.
 	UserAgent string
 }
@@ -46,7 +49,7 @@ type Config struct {
 // use.
 type Client struct {
 	base   *url.URL
-	token  string
+	bearer func(context.Context) (string, error) // nil: calls are nobody's
 	agent  string
 	http   *http.Client
 	silent time.Duration // after which a stream counts as broken
@@ -55,14 +58,30 @@ type Client struct {
 
 // New makes a Client. It does not call yet.
 func New(c Config) (*Client, error) {
+	if c.Bearer == nil {
+		c.Bearer = func(context.Context) (string, error) { return c.Token, nil }
+		if err := checkToken(c.Token); err != nil {
+			return nil, err
+		}
+	}
+	return newClient(c)
+}
+
+// checkToken keeps out of a header what is not for one.
+func checkToken(token string) error {
+	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return errors.New("the token is not one line with a bearer token")
+	}
+	return nil
+}
+
+// newClient makes a Client that is nobody's if there is no Bearer.
+func newClient(c Config) (*Client, error) {
 	base, err := url.Parse(c.URL)
 	if err != nil || base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
 		return nil, fmt.Errorf("%q is not the address of a control plane, like https://jit.example.net:8443 (a token goes over nothing but https)", clip(c.URL))
 	}
 	base.Path = strings.TrimRight(base.Path, "/")
-	if c.Token == "" || strings.ContainsFunc(c.Token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return nil, errors.New("the token is not one line with a bearer token")
-	}
 	t := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
@@ -80,7 +99,7 @@ func New(c Config) (*Client, error) {
 	if c.UserAgent == "" {
 		c.UserAgent = "jitgate"
 	}
-	return &Client{base: base, token: c.Token, agent: c.UserAgent, silent: silence, first: firstWait, http: &http.Client{
+	return &Client{base: base, bearer: c.Bearer, agent: c.UserAgent, silent: silence, first: firstWait, http: &http.Client{
 		Transport: t,
 		// The control plane redirects nobody, and the token is for it alone.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -254,7 +273,16 @@ func (c *Client) send(ctx context.Context, k call, body []byte) (*http.Response,
 	for name, values := range k.header {
 		req.Header[name] = values
 	}
-	req.Header.Set("Authorization", "Bearer "+c.token)
+	if c.bearer != nil {
+		token, err := c.bearer(ctx)
+		if err == nil {
+			err = checkToken(token)
+		}
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
 	req.Header.Set("User-Agent", c.agent)
 	if req.Header.Get("Accept") == "" {
 		req.Header.Set("Accept", "application/json")

@@ -322,6 +322,20 @@ type Who struct {
 	Limits  []Right `json:"limits,omitempty"` // of the token; none: all its owner may
 }
 
+// Login is how people sign in.
+type Login struct {
+	Issuers []LoginIssuer `json:"issuers"`
+}
+
+// LoginIssuer is an OpenID Connect issuer that people sign in at.
+type LoginIssuer struct {
+	Issuer    string   `json:"issuer"`
+	Discovery string   `json:"discovery,omitempty"` // where its configuration is, if not below Issuer
+	ClientID  string   `json:"clientId"`
+	Scopes    []string `json:"scopes"`
+	CA        string   `json:"ca,omitempty"` // certificates to trust for it, PEM; none: the system's
+}
+
 // Right is a role as it was given.
 type Right struct {
 	Role  Role   `json:"role"`

@@ -93,6 +93,8 @@ type issuerTOML struct {
 	Issuer      string   `toml:"issuer"`
 	Discovery   string   `toml:"discovery"`
 	Audience    []string `toml:"audience"`
+	ClientID    string   `toml:"client_id"`
+	Scopes      []string `toml:"scopes"`
 	NameClaim   string   `toml:"name_claim"`
 	GroupsClaim string   `toml:"groups_claim"`
 	GroupPrefix string   `toml:"group_prefix"`
@@ -210,7 +212,7 @@ func (raw settingsTOML) settings() (s settings, err error) {
 		if len(o.Audience) == 0 {
 			return s, fmt.Errorf("oidc[%d].audience is missing: without one, a token meant for another service would be taken", i)
 		}
-		s.oidc = append(s.oidc, identity.Issuer{URL: o.Issuer, Discovery: o.Discovery, Audience: o.Audience, NameClaim: o.NameClaim,
+		s.oidc = append(s.oidc, identity.Issuer{URL: o.Issuer, Discovery: o.Discovery, Audience: o.Audience, ClientID: o.ClientID, Scopes: o.Scopes, NameClaim: o.NameClaim,
 			GroupsClaim: o.GroupsClaim, GroupPrefix: o.GroupPrefix, AllowedTenants: o.Tenants, Entra: o.Entra, CAFile: o.CAFile})
 	}
 	if s.azure != nil {

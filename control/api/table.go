@@ -147,6 +147,7 @@ func table() []*route {
 		send(http.MethodPost, "/api/v1/tokens", "CreateToken", "Make a local token, shown once", createToken, tokenIn{}, http.StatusCreated, newTokenOut{}).withSecret(),
 		send(http.MethodDelete, "/api/v1/tokens/{token}", "RevokeToken", "Make a token useless", revokeToken, nil, http.StatusNoContent, nil),
 		get("/api/v1/whoami", "WhoAmI", "The caller as the server sees them", whoAmI, whoOut{}),
+		get("/api/v1/login", "GetLogin", "Where people sign in", getLogin, loginOut{}).forAll(),
 		get("/api/v1/trust.json", "GetTrust", "The signed trust document", getTrust, raw{}).forAll(),
 
 		get("/openapi.json", "OpenAPI", "This document", openAPIDocument, raw{}).forAll(),

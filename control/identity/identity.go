@@ -11,7 +11,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -208,4 +210,31 @@ func (id *Identity) AllowAddress(a netip.Addr) (retryAfter time.Duration) {
 		from = netip.Prefix{} // no address: all such share one allowance
 	}
 	return id.failures.take(from, id.now())
+}
+
+// Login is an issuer that people can sign in at from their own machine.
+type Login struct {
+	Issuer    string   `json:"issuer"`
+	Discovery string   `json:"discovery,omitempty"` // where its configuration is, if not below Issuer
+	ClientID  string   `json:"clientId"`
+	Scopes    []string `json:"scopes"`
+	CA        string   `json:"ca,omitempty"` // certificates to trust for it, PEM; none: the system's
+}
+
+// Logins are the issuers that know people's programs by a client id, in the
+// order of their addresses. Nothing of it is a secret: such programs have none.
+func (id *Identity) Logins() []Login {
+	logins := []Login{}
+	for _, url := range slices.Sorted(maps.Keys(id.issuers)) {
+		p := id.issuers[url]
+		if p.ClientID == "" {
+			continue
+		}
+		l := Login{Issuer: p.URL, Discovery: p.Discovery, ClientID: p.ClientID, Scopes: p.Scopes, CA: string(p.ca)}
+		if len(l.Scopes) == 0 {
+			l.Scopes = []string{"openid", "profile", "offline_access"}
+		}
+		logins = append(logins, l)
+	}
+	return logins
 }

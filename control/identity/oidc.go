@@ -42,6 +42,12 @@ type Issuer struct {
 	GroupPrefix string
 	// AllowedTenants are the "tid" taken; empty: any the issuer signs for.
 	AllowedTenants []string
+	// ClientID is what people's programs are known as at the issuer, which lets
+	// them sign in; empty: they bring a token from elsewhere.
+	ClientID string
+	// Scopes are what those programs ask for; empty: openid, profile and
+	// offline_access.
+	Scopes []string
 	// Entra says that the issuer is Entra ID; Microsoft's own hosts need not.
 	Entra bool
 	// CAFile has the certificates of who vouches for the issuer's server; empty:
@@ -82,6 +88,7 @@ type provider struct {
 	Issuer
 	now    func() time.Time
 	client *http.Client
+	ca     []byte // the text of CAFile
 
 	mu      sync.Mutex
 	keys    []jose.JSONWebKey
@@ -107,8 +114,10 @@ func newProvider(i Issuer, now func() time.Time) (*provider, error) {
 	i.Entra = i.Entra || isMicrosoft(i.URL)
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	var pem []byte
 	if i.CAFile != "" {
-		pem, err := os.ReadFile(i.CAFile)
+		var err error
+		pem, err = os.ReadFile(i.CAFile)
 		if err != nil {
 			return nil, err
 		}
@@ -117,7 +126,7 @@ func newProvider(i Issuer, now func() time.Time) (*provider, error) {
 			return nil, fmt.Errorf("%s has no certificate", i.CAFile)
 		}
 	}
-	p := &provider{Issuer: i, now: now, client: &http.Client{
+	p := &provider{Issuer: i, now: now, ca: pem, client: &http.Client{
 		Transport: transport,
 		Timeout:   askingTakes,
 		CheckRedirect: func(r *http.Request, via []*http.Request) error {
