@@ -196,7 +196,7 @@ func recordPage(ctx context.Context, client *http.Client, after uint64) ([]byte,
 
 // outputs are the formats of list and export.
 var outputs = map[string]func(io.Writer, string) (lineWriter, error){
-	"table": func(w io.Writer, _ string) (lineWriter, error) { return newTable(w), nil },
+	"table": func(w io.Writer, _ string) (lineWriter, error) { return newLineTable(w), nil },
 	"json":  func(w io.Writer, _ string) (lineWriter, error) { return jsonLines{w}, nil },
 	"csv":   func(w io.Writer, _ string) (lineWriter, error) { return audit.NewCSV(w) },
 	"ocsf":  func(w io.Writer, host string) (lineWriter, error) { return ocsfLines{json.NewEncoder(w), host}, nil },

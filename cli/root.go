@@ -78,7 +78,11 @@ source, for a bounded time, when a signed grant says so.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usagef("%w: see %s --help", err, c.CommandPath())
 	})
-	root.AddCommand(newAgent(), newStatus(), newArm(), newDisarm(), newLockdown(), newAudit(), newDoctor(), newHostID(), newTrust(), newSign(), newGrant(), newInbox(), newInspect(), newVerify(), newEnroll(), newFetch(), newPolicy(), newVersion())
+	root.AddCommand(
+		newAgent(), newStatus(), newArm(), newDisarm(), newLockdown(), newAudit(), newDoctor(), newHostID(), newInbox(), newEnroll(), newFetch(),
+		newTrust(), newSign(), newGrant(), newInspect(), newVerify(),
+		newPolicy(), newLogin(), newLogout(), newContext(), newVM(),
+		newVersion())
 	return root
 }
 

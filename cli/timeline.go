@@ -14,18 +14,18 @@ import (
 	"github.com/jitgate/jitgate/audit"
 )
 
-// table shows lines to people as they come.
-type table struct {
+// lineTable shows lines to people as they come.
+type lineTable struct {
 	w      io.Writer
 	begun  bool
 	denied map[string]uint64 // packets, by source
 }
 
-func newTable(w io.Writer) *table { return &table{w: w, denied: map[string]uint64{}} }
+func newLineTable(w io.Writer) *lineTable { return &lineTable{w: w, denied: map[string]uint64{}} }
 
 const tableRow = "%-19s  %-18s  %5s  %-20s  %-20s  %s\n"
 
-func (t *table) Write(l audit.Line) error {
+func (t *lineTable) Write(l audit.Line) error {
 	if !t.begun {
 		t.begun = true
 		if _, err := fmt.Fprintf(t.w, tableRow, "TIME", "EVENT", "PORT", "SOURCE", "REQUESTOR", "WHAT"); err != nil {
@@ -53,7 +53,7 @@ func (t *table) Write(l audit.Line) error {
 // topSources is how many of those who knock are named.
 const topSources = 5
 
-func (t *table) Flush() error {
+func (t *lineTable) Flush() error {
 	if !t.begun {
 		_, err := fmt.Fprintln(t.w, "nothing is recorded")
 		return err
