@@ -40,9 +40,10 @@ func (f *controlFlags) add(c *cobra.Command) {
 	})
 }
 
-// words are the flags as they were given, for a command that runs another.
+// words are the flags for another process that runs in place of this one. Its
+// token comes in the environment.
 func (f controlFlags) words() (words []string) {
-	for _, p := range []struct{ name, value string }{{"control", f.url}, {"ca", f.ca}, {"token-file", f.tokenFile}, {"context", f.context}} {
+	for _, p := range []struct{ name, value string }{{"control", f.url}, {"ca", f.ca}, {"context", f.context}} {
 		if p.value != "" {
 			words = append(words, "--"+p.name, p.value)
 		}

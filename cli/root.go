@@ -47,6 +47,9 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitDone
 	}
+	if code, ok := errors.AsType[exitCode](err); ok {
+		return int(code)
+	}
 	fmt.Fprintf(stderr, "jitgate: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
@@ -81,7 +84,7 @@ source, for a bounded time, when a signed grant says so.`,
 	root.AddCommand(
 		newAgent(), newStatus(), newArm(), newDisarm(), newLockdown(), newAudit(), newDoctor(), newHostID(), newInbox(), newEnroll(), newFetch(),
 		newTrust(), newSign(), newGrant(), newInspect(), newVerify(),
-		newPolicy(), newLogin(), newLogout(), newContext(), newVM(),
+		newPolicy(), newLogin(), newLogout(), newContext(), newVM(), newRequest(), newRequests(), newActivity(), newSSH(), newSSHConfig(), newHold(),
 		newVersion())
 	return root
 }

@@ -106,6 +106,9 @@ func newClient(c Config) (*Client, error) {
 	}}, nil
 }
 
+// URL is the address of the control plane.
+func (c *Client) URL() string { return c.base.String() }
+
 // Close closes connections that are not in use.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
