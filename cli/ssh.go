@@ -108,7 +108,7 @@ opens the port, for an hour unless --for says else, and leaves it so: for Match
 exec, and for tools that take no ProxyCommand.`,
 		Example: `  jitgate ssh web1
   jitgate ssh root@web1 --reason INC-1 -- -A uptime
-  ssh -o ProxyCommand='jitgate ssh --proxy %h %p' web1`,
+  jitgate ssh --proxy web1 22                    # what ssh is told to run`,
 		Args: positional(1, -1, "a machine"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {

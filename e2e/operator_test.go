@@ -135,7 +135,9 @@ func (o *operator) sshd() {
 }
 
 // settings are the flags of ssh for the operator's own settings.
-func (o *operator) settings() []string { return []string{"-F", filepath.Join(o.home, ".ssh", "config")} }
+func (o *operator) settings() []string {
+	return []string{"-F", filepath.Join(o.home, ".ssh", "config")}
+}
 
 // open are the requests for the machine that are not over.
 func (o *operator) open() (all []object) {
