@@ -66,7 +66,9 @@ source, for a bounded time, when a signed grant says so.`,
 		Example: `  jitgate trust init --realm acme --out keys     # a new realm
   jitgate trust install keys/trust.json          # on a host, as root
   jitgate grant --dir keys --host web1 --port 22 --source 203.0.113.7 --for 1h -o grants.json
-  jitgate status`,
+  jitgate status
+  jitgate login https://jit.example.net          # an operator of a control plane
+  jitgate ssh web1`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		// A word that is no command is a mistake, not a wish for help.
@@ -84,7 +86,7 @@ source, for a bounded time, when a signed grant says so.`,
 	root.AddCommand(
 		newAgent(), newStatus(), newArm(), newDisarm(), newLockdown(), newAudit(), newDoctor(), newHostID(), newInbox(), newEnroll(), newFetch(),
 		newTrust(), newSign(), newGrant(), newInspect(), newVerify(),
-		newPolicy(), newLogin(), newLogout(), newContext(), newVM(), newRequest(), newRequests(), newActivity(), newSSH(), newSSHConfig(), newHold(),
+		newPolicy(), newLogin(), newLogout(), newContext(), newVM(), newRequest(), newRequests(), newActivity(), newSSH(), newSSHConfig(), newHold(), newRDP(),
 		newVersion())
 	return root
 }

@@ -24,7 +24,8 @@ import (
 
 const (
 	defaultLease = 15 * time.Minute
-	perAddress   = 10 * time.Second // to connect to one address
+	perAddress   = 5 * time.Second  // to connect to an address that is not the last
+	lastAddress  = 40 * time.Second // to the last: agents say within seconds who was turned away
 	impatient    = 2 * time.Second  // then it is asked who was turned away
 	jitSuffix    = ".jit"           // of names in ssh's settings that go this way
 	lastWords    = 15 * time.Second // of a holder that nobody needs any more
@@ -457,8 +458,11 @@ func askTerminal(ctx context.Context, question string) bool {
 func dial(ctx context.Context, to ready) (net.Conn, error) {
 	var wrong error
 	own := ownAddresses()
-	for _, a := range to.Addresses {
+	for i, a := range to.Addresses {
 		d := net.Dialer{Timeout: perAddress}
+		if i == len(to.Addresses)-1 {
+			d.Timeout = lastAddress
+		}
 		if slices.Contains(own, to.From) && to.From.Is4() == a.Is4() {
 			d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(to.From, 0))
 		}
