@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime"
@@ -356,10 +357,16 @@ func (sv *server) build(s settings, public string) error {
 		return err
 	}
 	sv.line = agents.New(agents.Config{Engine: sv.engine, Store: sv.store, Log: sv.log.Named("agents"), Registry: registry, Now: sv.now, ServerCA: serverCA})
-	page := web.Handler()
+	page, err := web.New(web.Config{
+		Engine: sv.engine, Identity: who, Store: sv.store, PublicURL: public, Log: sv.log.Named("web"), Now: sv.now,
+		Address: func(r *http.Request) netip.Addr { return api.ClientAddress(r, s.proxies) },
+	})
+	if err != nil {
+		return err
+	}
 	sv.http = api.Server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch path := r.URL.Path; {
-		case path == "/" || path == "/page.css":
+		case path == "/" || strings.HasPrefix(path, web.Prefix):
 			page.ServeHTTP(w, r)
 		case strings.HasPrefix(path, "/agent/v1/"):
 			sv.line.ServeHTTP(w, r)

@@ -10,12 +10,12 @@ import (
 // maxHops bounds how many entries of a forwarding header are looked at.
 const maxHops = 32
 
-// clientAddress is where a call comes from: the peer of its connection, or,
+// ClientAddress is where a call comes from: the peer of its connection, or,
 // where that is one of our own proxies, the last address before our proxies
 // that they name. Anything further left was written by the client, and is
 // never looked at. What cannot be read ends the search at the proxy that
 // passed it on, which is the last address that is known.
-func clientAddress(r *http.Request, trusted []netip.Prefix) netip.Addr {
+func ClientAddress(r *http.Request, trusted []netip.Prefix) netip.Addr {
 	peer, _ := hostAddress(r.RemoteAddr)
 	if !within(trusted, peer) {
 		return peer

@@ -51,7 +51,7 @@ func TestClientAddress(t *testing.T) {
 			for _, v := range c.forwarded {
 				r.Header.Add("Forwarded", v)
 			}
-			if got := clientAddress(r, proxies); got.String() != c.want {
+			if got := ClientAddress(r, proxies); got.String() != c.want {
 				t.Errorf("%s, want %s", got, c.want)
 			}
 		})
@@ -73,15 +73,15 @@ func FuzzForwarded(f *testing.F) {
 		}
 		r.Header[name] = []string{header}
 		r.RemoteAddr = "203.0.113.7:1"
-		if a := clientAddress(r, proxies); a.String() != "203.0.113.7" {
+		if a := ClientAddress(r, proxies); a.String() != "203.0.113.7" {
 			t.Errorf("a stranger became %s", a)
 		}
 		r.RemoteAddr = "10.0.0.2:1"
-		if a := clientAddress(r, proxies); !a.IsValid() || a.Zone() != "" || a.Is4In6() {
+		if a := ClientAddress(r, proxies); !a.IsValid() || a.Zone() != "" || a.Is4In6() {
 			t.Errorf("%s", a)
 		}
 		r.Header[name] = []string{header + ", " + map[bool]string{true: "for="}[rfc] + "198.51.100.1"}
-		a := clientAddress(r, proxies)
+		a := ClientAddress(r, proxies)
 		open := rfc && len(splitQuoted(header+", x", ',')) < 2 // an open quote swallows what the proxy added
 		if !open && a.String() != "198.51.100.1" && a.String() != "10.0.0.2" {
 			t.Errorf("what stands left of the proxy's entry made it %s", a)

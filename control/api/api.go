@@ -135,7 +135,7 @@ func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // ServeHTTP answers a call.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	aw := &answerWriter{ResponseWriter: w}
-	c := &call{api: a, w: aw, r: r, id: newID(), address: clientAddress(r, a.TrustedProxies)}
+	c := &call{api: a, w: aw, r: r, id: newID(), address: ClientAddress(r, a.TrustedProxies)}
 	c.headers()
 	timer := prometheus.NewTimer(prometheus.ObserverFunc(func(s float64) {
 		a.metrics.observe(c, aw.status, s)

@@ -1,0 +1,169 @@
+package web
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"html/template"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jitgate/jitgate/control"
+	"github.com/jitgate/jitgate/policy"
+)
+
+// view is what a template gets.
+type view struct {
+	Title string
+	Here  string // the part of the site it belongs to, for the menu
+	Live  bool   // it changes by itself
+	Name  string // of the caller; empty: nobody is signed in
+	Path  string // of the page itself
+	Now   time.Time
+	Data  any
+}
+
+// pages are the templates, each with the layout around it.
+var pages = []string{"error", "sign-in", "vms"}
+
+func parseTemplates() (map[string]*template.Template, error) {
+	all := map[string]*template.Template{}
+	for _, name := range pages {
+		t, err := template.New("layout.html").Option("missingkey=error").Funcs(functions).ParseFS(files, "templates/layout.html", "templates/parts.html", "templates/"+name+".html")
+		if err != nil {
+			return nil, err
+		}
+		all[name] = t
+	}
+	return all, nil
+}
+
+// render answers with a page. It is made whole before the first byte goes out.
+func (c *call) render(status int, name string, v view) {
+	v.Name, v.Path, v.Now = cmp.Or(c.caller.Name, c.caller.ID), c.r.URL.RequestURI(), c.Now()
+	var page bytes.Buffer
+	if err := c.templates[name].Execute(&page, v); err != nil {
+		panic(fmt.Errorf("template %s: %w", name, err)) // our own template and our own structs
+	}
+	h := c.w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Length", strconv.Itoa(page.Len()))
+	c.w.WriteHeader(status)
+	c.w.Write(page.Bytes()) // a browser that went away is its own problem
+}
+
+// functions are those of the templates.
+var functions = template.FuncMap{
+	"time":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 MST") },
+	"iso":      func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+	"duration": humanDuration,
+	"link":     link,
+	"join":     strings.Join,
+	"add":      func(a, b int) int { return a + b },
+	"list":     func(s ...string) []string { return s },
+	"parts":    func(s ...any) []any { return s },
+	"state":    stateOf,
+	"short":    func(s control.Scope) string { return lastPart(string(s)) },
+}
+
+// link makes a path below Prefix with a query of pairs of names and values.
+// Empty ones are left out.
+func link(page string, pairs ...any) string {
+	q := url.Values{}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if value := fmt.Sprint(pairs[i+1]); value != "" {
+			q.Add(fmt.Sprint(pairs[i]), value)
+		}
+	}
+	if len(q) == 0 {
+		return Prefix + page
+	}
+	return Prefix + page + "?" + q.Encode()
+}
+
+func lastPart(s string) string { return s[strings.LastIndexByte(s, '/')+1:] }
+
+// humanDuration says an ISO 8601 duration as people do.
+func humanDuration(iso string) string {
+	d, err := policy.ParseDuration(iso)
+	if err != nil {
+		return iso
+	}
+	return spell(d)
+}
+
+func spell(d time.Duration) string {
+	var parts []string
+	for _, unit := range []struct {
+		of   time.Duration
+		name string
+	}{{time.Hour, "h"}, {time.Minute, "min"}, {time.Second, "s"}} {
+		if n := d / unit.of; n > 0 {
+			parts = append(parts, strconv.Itoa(int(n))+" "+unit.name)
+			d -= n * unit.of
+		}
+	}
+	if len(parts) == 0 {
+		return "0 s"
+	}
+	return strings.Join(parts, " ")
+}
+
+// portState is where a port of a request stands, in words for people.
+type portState struct {
+	Word  string
+	Class string // for its colour; the word alone says it too
+	Until time.Time
+}
+
+// stateOf says where a port stands.
+func stateOf(p control.RequestPort) portState {
+	switch p.Status {
+	case control.Pending:
+		return portState{Word: "waits for approval", Class: "wait"}
+	case control.Initiating:
+		if p.Refused != "" {
+			return portState{Word: "refused by the agent", Class: "bad"}
+		}
+		return portState{Word: "opening", Class: "wait", Until: p.Until}
+	case control.Initiated:
+		return portState{Word: "open", Class: "good", Until: p.Until}
+	}
+	switch {
+	case p.Reason == control.Denied:
+		return portState{Word: "denied", Class: "bad"}
+	case p.Reason == control.Expired:
+		return portState{Word: "closed: time is up", Class: "over"}
+	case p.Reason == control.NewerRequestInitiated:
+		return portState{Word: "replaced by a newer request", Class: "over"}
+	case p.Refused != "":
+		return portState{Word: "closed: outside the policy", Class: "bad"}
+	}
+	return portState{Word: "closed: revoked", Class: "over"}
+}
+
+// query reads a parameter of the query; more than one is as none.
+func (c *call) query(name string) string {
+	if all := c.r.URL.Query()[name]; len(all) == 1 {
+		return all[0]
+	}
+	return ""
+}
+
+// vmOf reads a machine's id.
+func vmOf(s string) (control.VMID, error) {
+	id, err := control.ParseVMID(s)
+	if err != nil {
+		return id, control.Refuse(control.Invalid, "InvalidResourceId", "%v.", err)
+	}
+	return id, nil
+}
+
+// ok renders a page that went well.
+func (c *call) ok(name string, v view) error {
+	c.render(http.StatusOK, name, v)
+	return nil
+}
