@@ -112,34 +112,6 @@ func (c *call) extend() {
 	}
 }
 
-var activityColumns = []string{"seq", "time", "event", "operation", "status", "actor", "principal", "address", "scope", "virtualMachine",
-	"request", "grant", "port", "source", "end", "reason", "code", "call"}
-
-func activityRow(a control.Activity) []string {
-	number := func(n uint64) string {
-		if n == 0 {
-			return ""
-		}
-		return strconv.FormatUint(n, 10)
-	}
-	date := func(t time.Time) string {
-		if t.IsZero() {
-			return ""
-		}
-		return t.UTC().Format(instantLayout)
-	}
-	return []string{number(a.Seq), date(a.Time), a.Event, a.Operation, a.Status, a.Actor, a.Principal, a.Address, string(a.Scope), a.VM,
-		a.Request, a.Grant, number(uint64(a.Port)), a.Source, date(a.End), a.Reason, a.Code, a.Call}
-}
-
-// harmless keeps a spreadsheet from taking a cell for a formula.
-func harmless(cell string) string {
-	if cell != "" && strings.ContainsRune("=+-@\t\r\n", rune(cell[0])) {
-		return "'" + cell
-	}
-	return cell
-}
-
 // activityCSV sends every line the filter selects, page by page as the store
 // gives them. A failure on the way cuts the connection, so that nobody takes
 // half of the log for all of it.
@@ -163,14 +135,10 @@ func (c *call) activityCSV(f control.ActivityFilter) error {
 			c.w.WriteHeader(http.StatusOK)
 			w = csv.NewWriter(c.w)
 			w.UseCRLF = true
-			w.Write(activityColumns) // its error stays in w
+			w.Write(control.ActivityColumns()) // its error stays in w
 		}
 		for _, a := range page {
-			row := activityRow(a)
-			for i := range row {
-				row[i] = harmless(row[i])
-			}
-			w.Write(row)
+			w.Write(a.Cells())
 		}
 		w.Flush()
 		if w.Error() != nil || next == 0 {

@@ -67,12 +67,3 @@ func TestPortNumber(t *testing.T) {
 		}
 	}
 }
-
-func TestHarmless(t *testing.T) {
-	for in, want := range map[string]string{"": "", "alice": "alice", "=1+1": "'=1+1", "+1": "'+1", "-1": "'-1", "@SUM(A1)": "'@SUM(A1)",
-		"\t=1": "'\t=1", "\r=1": "'\r=1", "\n=1": "'\n=1", "1=1": "1=1", "'; DROP TABLE vm; --": "'; DROP TABLE vm; --"} {
-		if got := harmless(in); got != want {
-			t.Errorf("%q is written %q, want %q", in, got, want)
-		}
-	}
-}

@@ -524,11 +524,11 @@ func TestActivity(t *testing.T) {
 		t.Error("lines do not end as RFC 4180 has it")
 	}
 	rows, err := csv.NewReader(strings.NewReader(string(a.body))).ReadAll()
-	if err != nil || len(rows) != n+1 || !slices.Equal(rows[0], activityColumns) {
+	if err != nil || len(rows) != n+1 || !slices.Equal(rows[0], control.ActivityColumns()) {
 		t.Fatalf("%d rows, %v", len(rows), err)
 	}
 	last := rows[n]
-	if r := last[slices.Index(activityColumns, "reason")]; r != "'"+evil {
+	if r := last[slices.Index(control.ActivityColumns(), "reason")]; r != "'"+evil {
 		t.Errorf("the reason is %q", r)
 	}
 	for i, row := range rows {

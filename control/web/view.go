@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,7 +28,7 @@ type view struct {
 }
 
 // pages are the templates, each with the layout around it.
-var pages = []string{"error", "sign-in", "vms"}
+var pages = []string{"activity", "ask", "error", "ports", "request", "requests", "sign-in", "timeline", "vm", "vms"}
 
 func parseTemplates() (map[string]*template.Template, error) {
 	all := map[string]*template.Template{}
@@ -63,10 +64,43 @@ var functions = template.FuncMap{
 	"link":     link,
 	"join":     strings.Join,
 	"add":      func(a, b int) int { return a + b },
-	"list":     func(s ...string) []string { return s },
-	"parts":    func(s ...any) []any { return s },
 	"state":    stateOf,
-	"short":    func(s control.Scope) string { return lastPart(string(s)) },
+	"spell":    spell,
+	"last":     lastPart,
+	"group": func(id control.VMID) string {
+		return "/subscriptions/" + id.Subscription + "/resourceGroups/" + id.Group
+	},
+	"address": func(v control.VMView) string { return cmp.Or(v.PublicIPAddress, v.Address, v.ID.Name) },
+	"clip":    clip,
+	"fits":    func(wide int) int { return wide / 8 }, // letters of the picture's size
+	"protocols": func() []string {
+		return []string{string(policy.TCP), string(policy.UDP), string(policy.Both)}
+	},
+	"protocol": func(p any) string {
+		if s := fmt.Sprint(p); s != string(policy.Both) {
+			return s
+		}
+		return "TCP and UDP"
+	},
+	"longest": func(chosen string) []string {
+		if chosen == "" || slices.Contains(lengths, chosen) {
+			return lengths
+		}
+		return append([]string{chosen}, lengths...)
+	},
+	"events": func() []string { return eventNames },
+}
+
+// eventNames are offered where the log is filtered.
+var eventNames = []string{"request.initiated", "request.approved", "request.denied", "request.revoked", "grant.opened", "grant.used", "grant.expired", "grant.revoked", "grant.refused",
+	"policy.written", "policy.deleted", "connection.denied", "host.enrolled", "host.lost", "access.given", "access.taken"}
+
+// clip keeps a text to n letters.
+func clip(s string, n int) string {
+	if r := []rune(s); len(r) > n {
+		return string(r[:max(0, n-1)]) + "…"
+	}
+	return s
 }
 
 // link makes a path below Prefix with a query of pairs of names and values.

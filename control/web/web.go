@@ -52,7 +52,7 @@ const (
 	pageRows  = 50               // of a list
 )
 
-//go:embed page.css page.js templates
+//go:embed icon.svg page.css page.js templates
 var files embed.FS
 
 // Web is the http.Handler of the page.
@@ -90,6 +90,7 @@ func New(c Config) (*Web, error) {
 func (w *Web) routes() {
 	w.mux.Handle("GET /ui/page.css", asset("page.css", "text/css; charset=utf-8"))
 	w.mux.Handle("GET /ui/page.js", asset("page.js", "text/javascript; charset=utf-8"))
+	w.mux.Handle("GET /ui/icon.svg", asset("icon.svg", "image/svg+xml"))
 	w.mux.HandleFunc("GET /{$}", func(rw http.ResponseWriter, r *http.Request) { http.Redirect(rw, r, Prefix+"vms", http.StatusSeeOther) })
 	w.mux.HandleFunc("GET /ui/{$}", func(rw http.ResponseWriter, r *http.Request) { http.Redirect(rw, r, Prefix+"vms", http.StatusSeeOther) })
 	// Without a session.
@@ -98,7 +99,22 @@ func (w *Web) routes() {
 	w.open("POST /ui/sign-out", signOut)
 	// With one.
 	for pattern, f := range map[string]func(*call) error{
-		"GET /ui/vms": vmsPage,
+		"GET /ui/vms":                    vmsPage,
+		"GET /ui/vm":                     vmPage,
+		"GET /ui/ports":                  portsPage,
+		"POST /ui/ports":                 savePorts,
+		"GET /ui/request":                askPage,
+		"POST /ui/request":               ask,
+		"GET /ui/requests":               requestsPage,
+		"GET /ui/requests/{id}":          requestPage,
+		"POST /ui/requests/{id}/approve": approve,
+		"POST /ui/requests/{id}/deny":    deny,
+		"POST /ui/requests/{id}/revoke":  revoke,
+		"POST /ui/requests/{id}/extend":  extend,
+		"GET /ui/timeline":               timelinePage,
+		"GET /ui/activity":               activityPage,
+		"GET /ui/activity.csv":           activityCSV,
+		"GET " + livePath:                live,
 	} {
 		w.signedIn(pattern, f)
 	}

@@ -152,6 +152,11 @@ func (s *site) signedIn(token string) *browser {
 	return b
 }
 
+// patient is a recorder that, as a connection does, has a deadline.
+type patient struct{ *httptest.ResponseRecorder }
+
+func (patient) SetWriteDeadline(time.Time) error { return nil }
+
 func (b *browser) do(r *http.Request) *httptest.ResponseRecorder {
 	b.t.Helper()
 	r.RemoteAddr = netip.AddrPortFrom(netip.MustParseAddr(b.source), 40000).String()
@@ -159,7 +164,7 @@ func (b *browser) do(r *http.Request) *httptest.ResponseRecorder {
 		r.AddCookie(c)
 	}
 	w := httptest.NewRecorder()
-	b.web.ServeHTTP(w, r)
+	b.web.ServeHTTP(patient{w}, r)
 	for _, c := range w.Result().Cookies() {
 		if c.MaxAge < 0 {
 			delete(b.cookies, c.Name)
