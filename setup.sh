@@ -66,6 +66,8 @@ recent_node() {
 }
 recent_node || want="$want nodejs"
 need npm npm
+# Tests open the page in a browser; Ubuntu has Chromium as a snap only.
+command -v google-chrome >/dev/null || need chromium "chromium fonts-dejavu-core"
 # Tests start a PostgreSQL of their own: its programs are not in the PATH.
 postgres=
 [ -n "$(find /usr/lib/postgresql -path '*/bin/initdb' 2>/dev/null)" ] || postgres=postgresql
