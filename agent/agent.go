@@ -102,6 +102,7 @@ type Agent struct {
 	kept     firewall.BootTime // when it was saved last
 	live     map[string]granted
 
+	metrics     metrics
 	uses        uses
 	addresses   formerAddresses
 	knocks      knocks
@@ -134,6 +135,7 @@ func (a *Agent) Load() {
 	a.store = store{a.Settings.StateDir}
 	a.live, a.reported = map[string]granted{}, map[string]policy.Code{}
 	a.calls = make(chan func())
+	a.metrics = newMetrics()
 	a.readers = make(chan struct{}, eventsCalls)
 	a.started = a.Clock.Wall()
 	if a.Settings.HostNote != "" {
@@ -476,7 +478,10 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	// not, or a crash, must not have the ends drawn anew by a clock set back.
 	a.keep(w.horizon)
 	if !plan.Empty() {
-		if err := a.Backend.Apply(ctx, plan); err != nil {
+		began := time.Now()
+		err := a.Backend.Apply(ctx, plan)
+		a.metrics.apply.Observe(time.Since(began).Seconds())
+		if err != nil {
 			a.known = false
 			return errors.Join(problem, fmt.Errorf("apply: %w", err), a.record(ctx, a.tellDrift(plan)))
 		}
@@ -596,6 +601,7 @@ func (a *Agent) record(ctx context.Context, events []audit.Event) error {
 	if err := a.Audit.Record(ctx, a.pending...); err != nil {
 		return policy.Refuse(policy.NotDurable, "%v", err)
 	}
+	a.metrics.count(a.pending)
 	a.pending = nil
 	return nil
 }

@@ -39,6 +39,7 @@ func (a *Agent) handler() http.Handler {
 		return a.snapshot(ctx), nil
 	}))
 	mux.HandleFunc("GET /v1/events", a.serveEvents)
+	mux.HandleFunc("GET /metrics", a.serveMetrics)
 	mux.HandleFunc("POST /v1/lockdown", call(a, func(ctx context.Context, by caller, _ nothing) (any, error) {
 		return nil, a.endAll(ctx, by.String())
 	}))

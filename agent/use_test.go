@@ -368,3 +368,8 @@ func TestYourAddressDiffers(t *testing.T) {
 		t.Errorf("status says %+v", d)
 	}
 }
+
+// wide is the i-th of many strangers.
+func wide(i int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 32)
+}

@@ -294,6 +294,8 @@ func set(e *Event, i int) {
 			f.SetString("x")
 		case reflect.Int, reflect.Int64:
 			f.SetInt(7)
+		case reflect.Bool:
+			f.SetBool(true)
 		default:
 			f.SetUint(7)
 		}

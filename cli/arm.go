@@ -84,6 +84,9 @@ func printDenials(out io.Writer, title string, list []agent.Denial, most int) er
 	fmt.Fprintln(w, "  SOURCE\tPORT\tPACKETS\tLAST")
 	for _, d := range list[:min(len(list), most)] {
 		fmt.Fprintf(w, "  %s\t%d/%s\t%d\t%s\n", d.Source, d.Port, d.Protocol, d.Packets, d.Last.Format(time.RFC3339))
+		if d.Differs != "" {
+			fmt.Fprintf(w, "    %s\n", printable(d.Differs))
+		}
 	}
 	if len(list) > most {
 		fmt.Fprintf(w, "  and %d more: jitgate status --json\n", len(list)-most)

@@ -156,7 +156,7 @@ func TestStatus(t *testing.T) {
 		t.Errorf("status --json has %v, want %v", names, want)
 	}
 	for list, want := range map[string][]string{
-		"openings":  {"end", "grant", "port", "protocol", "reason", "requestor", "secondsLeft", "sources", "start"},
+		"openings":  {"end", "grant", "port", "protocol", "reason", "requestor", "secondsLeft", "sources", "start", "use"},
 		"pending":   {"end", "grant", "port", "protocol", "reason", "requestor", "sources", "start"},
 		"refused":   {"end", "grant", "port", "reason", "refusal", "requestor", "sources", "start"},
 		"documents": {"document", "expires", "issued", "version"},

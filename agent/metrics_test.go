@@ -1,0 +1,110 @@
+package agent
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jitgate/jitgate/firewall"
+	"github.com/jitgate/jitgate/policy"
+)
+
+// scrape returns what Prometheus reads.
+func (w *world) scrape() string {
+	w.t.Helper()
+	answer := httptest.NewRecorder()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.handler().ServeHTTP(answer, httptest.NewRequestWithContext(w.t.Context(), http.MethodGet, "/metrics", nil))
+	}()
+	for {
+		select {
+		case call := <-w.calls:
+			call()
+		case <-done:
+			if answer.Code != http.StatusOK || !strings.HasPrefix(answer.Header().Get("Content-Type"), "text/plain; version=0.0.4") {
+				w.t.Fatalf("%d %v: %s", answer.Code, answer.Header(), answer.Body)
+			}
+			return answer.Body.String()
+		}
+	}
+}
+
+func (w *world) wantMetrics(lines ...string) {
+	w.t.Helper()
+	text := w.scrape()
+	for _, line := range lines {
+		if !strings.Contains(text, "\n"+line+"\n") {
+			w.t.Errorf("no %q in\n%s", line, text)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	w := newWorld(t)
+	w.wantMetrics(`jitgate_openings 0`, `jitgate_events_total{event="guard.drift"} 0`, `jitgate_document_version{document="grants"} 0`)
+	w.deliver()
+	w.list(w.grant("a", alice, 0, time.Minute), w.grant("b", bob, 0, 1000*time.Hour))
+	w.mustPass(0)
+	w.denied(bob, 3)
+	w.put(Policy, []byte("{"))
+	w.mustPass(time.Second)
+	w.wantMetrics(`jitgate_openings 1`, `jitgate_denied_packets_total 3`, `jitgate_denied_sources 1`, `jitgate_guard_enforces 1`, `jitgate_guard_intact 1`,
+		`jitgate_documents_total{code="admitted",document="grants"} 1`, `jitgate_documents_total{code="malformed",document="policy"} 1`,
+		`jitgate_document_refused{document="policy"} 1`, `jitgate_document_refused{document="grants"} 0`, `jitgate_document_version{document="policy"} 1`,
+		`jitgate_grants_refused_total{code="too-long"} 1`, `jitgate_events_total{event="grant.opened"} 1`, `jitgate_problem 0`, `jitgate_audit_unrecorded_events 0`)
+	if text := w.scrape(); !regexp.MustCompile(`\njitgate_apply_seconds_count [1-9]`).MatchString(text) ||
+		!regexp.MustCompile(`\njitgate_document_expires_timestamp_seconds{document="grants"} 1\.\d+e\+09\n`).MatchString(text) {
+		t.Error(text)
+	}
+
+	// What cannot be recorded is not counted, and waits.
+	w.record.fail = policy.Refuse(policy.NotDurable, "full")
+	w.pass(time.Minute)
+	w.wantMetrics(`jitgate_openings 0`, `jitgate_grants_ended_total{outcome="unused"} 0`, `jitgate_audit_unrecorded_events 2`, `jitgate_problem 1`)
+	w.record.fail = nil
+	w.fake.Tamper(true)
+	w.doubt()
+	w.mustPass(time.Second)
+	w.wantMetrics(`jitgate_grants_ended_total{outcome="unused"} 1`, `jitgate_events_total{event="guard.drift"} 1`, `jitgate_events_total{event="guard.repaired"} 1`)
+}
+
+// Nothing that others write becomes a label, so that nobody fills the memory of
+// whoever reads the metrics.
+func TestMetricsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	w.deliver()
+	var grants []policy.Grant
+	for i := range 200 {
+		g := w.grant("grant-"+string(rune('A'+i%26))+strings.Repeat("x", i/26), alice, 0, time.Hour)
+		g.Requestor = g.ID
+		grants = append(grants, g)
+	}
+	w.list(grants...)
+	w.mustPass(0)
+	before := strings.Count(w.scrape(), "\n")
+	for i := range 300 {
+		w.fake.Admits(firewall.Door{Source: wide(i), Protocol: firewall.TCP, Port: 22})
+	}
+	w.knock(time.Minute)
+	w.list()
+	w.mustPass(time.Second)
+	if after := strings.Count(w.scrape(), "\n"); after > before+4 {
+		t.Errorf("%d lines, and %d after others came", before, after)
+	}
+	if text := w.scrape(); strings.Contains(text, "grant-A") || strings.Contains(text, "198.18.") {
+		t.Errorf("a label is somebody else's:\n%s", text)
+	}
+}
+
+func TestHeadNumber(t *testing.T) {
+	for head, want := range map[string]float64{"": 0, "fffffffffffff0000": 1<<52 - 1, "0000000000001fff": 1} {
+		if got := headNumber(head); got != want {
+			t.Errorf("%q: %v, want %v", head, got, want)
+		}
+	}
+}
