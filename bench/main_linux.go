@@ -45,6 +45,7 @@ func measurements() []measurement {
 		{"cold", measureCold},
 		{"change", measureChange},
 		{"packet", measurePacket},
+		{"flood", measureFlood},
 		{"repair", measureRepair},
 		{"cut", measureCut},
 		{"process", measureProcess},
