@@ -33,7 +33,7 @@ var columns = []struct {
 	{"packetsIn", func(l Line) string { return number(l.PacketsIn) }},
 	{"packetsOut", func(l Line) string { return number(l.PacketsOut) }},
 	{"sessionsCut", func(l Line) string { return number(l.SessionsCut) }},
-	{"atLeast", func(l Line) string { return truth(l.AtLeast) }},
+	{"atLeast", func(l Line) string { return yes(l.AtLeast) }},
 	{"count", func(l Line) string { return number(l.Count) }},
 	{"document", func(l Line) string { return plain(l.Document) }},
 	{"version", func(l Line) string { return number(l.Version) }},

@@ -55,19 +55,11 @@ func (e Entry) fields() []field {
 		{"JITGATE_PACKETS_IN", number(e.PacketsIn)},
 		{"JITGATE_PACKETS_OUT", number(e.PacketsOut)},
 		{"JITGATE_SESSIONS_CUT", number(e.SessionsCut)},
-		{"JITGATE_AT_LEAST", truth(e.AtLeast)},
+		{"JITGATE_AT_LEAST", yes(e.AtLeast)},
 		{"JITGATE_COUNT", number(e.Count)},
 		{"JITGATE_HEAD", e.Head},
 	}
 	return slices.DeleteFunc(list, func(f field) bool { return f.value == "" })
-}
-
-// truth is absent where it is false, as in the record.
-func truth(b bool) string {
-	if b {
-		return "true"
-	}
-	return ""
 }
 
 func number(n uint64) string {
@@ -75,6 +67,13 @@ func number(n uint64) string {
 		return ""
 	}
 	return strconv.FormatUint(n, 10)
+}
+
+func yes(b bool) string {
+	if b {
+		return "true"
+	}
+	return ""
 }
 
 func moment(t time.Time) string {

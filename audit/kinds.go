@@ -23,6 +23,7 @@ type kind struct {
 // kinds has every event a host records.
 var kinds = map[Name]kind{
 	AgentStarted:    {"893994437e18eae4530c5986c422573a", notice},
+	AgentReloaded:   {"dff8ce58c9e14dccb39b1dca8bd9d7b2", notice},
 	AgentStopped:    {"5f16c6e845257e26187f215a2f55c74b", notice},
 	InstallCreated:  {"013ddb2e5a72c89687bda4e0452f87e5", notice},
 	InstallRenewed:  {"1a993222514cbacd2a78f0a9f5be9b38", warning},

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -98,12 +97,20 @@ func toJournal(a *agent.Agent) (end func()) {
 	}
 	journal := audit.NewJournal(audit.JournalSocket,
 		func(what string, err error) { a.Log.Warn(what, "error", err) },
-		func(e audit.Entry) {
-			a.Log.Info("event", "event", e.Name, "seq", e.Seq, "hash", e.Hash, "grant", strconv.Quote(e.GrantID), "port", e.Port,
-				"source", strconv.Quote(e.Source), "requestor", strconv.Quote(e.Requestor), "message", strconv.Quote(e.Message))
-		})
+		func(e audit.Entry) { a.Log.Info(audit.Plain(e.Message), eventArgs(e)...) })
 	record.Copy, a.Heads = journal.Copy, journal.Head
 	return func() { journal.Close(journalPatience) }
+}
+
+// eventArgs are an event's fields for a log that people read.
+func eventArgs(e audit.Entry) []any {
+	args := []any{"event", e.Name, "seq", e.Seq, "hash", e.Hash}
+	for _, f := range []struct{ name, value string }{{"grant", e.GrantID}, {"requestor", e.Requestor}, {"reason", e.Reason}, {"code", e.Code}} {
+		if f.value != "" {
+			args = append(args, f.name, audit.Plain(f.value))
+		}
+	}
+	return args
 }
 
 // program is the agent as kardianos/service sees it.

@@ -33,7 +33,11 @@ func (t *lineTable) Write(l audit.Line) error {
 		}
 	}
 	if l.Name == audit.ConnectionDeny {
-		t.denied[l.Source] += l.Count
+		source := l.Source
+		if source == "" {
+			source = "others, too many to name"
+		}
+		t.denied[source] += l.Count
 	}
 	port := ""
 	if l.Port > 0 {
@@ -170,10 +174,8 @@ func useText(e *audit.Event) string {
 	switch {
 	case e == nil:
 		return ""
-	case e.Connections == 0 && e.PacketsIn == 0:
-		return "unused"
-	case e.Connections == 0:
-		return "tried"
+	case e.Connections == 0: // unused, or tried
+		return audit.Plain(e.Code)
 	}
 	text := fmt.Sprintf("%d connections, %s in, %s out", e.Connections, amount(e.BytesIn), amount(e.BytesOut))
 	if e.Connections == 1 {
@@ -181,6 +183,9 @@ func useText(e *audit.Event) string {
 	}
 	if e.SessionsCut > 0 {
 		text += fmt.Sprintf(", %d cut", e.SessionsCut)
+	}
+	if e.AtLeast {
+		text = "at least " + text
 	}
 	return text
 }

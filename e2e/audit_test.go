@@ -30,7 +30,7 @@ func TestRecordOfAGrant(t *testing.T) {
 		}
 	}
 	want := []string{"agent.started", "install.created", "document.admitted", "document.admitted", "document.admitted",
-		"grant.opening", "grant.opened", "grant.expired", "agent.stopped"}
+		"grant.opening", "grant.opened", "grant.expired", "grant.used", "agent.stopped"}
 	if !slices.Equal(names, want) {
 		t.Errorf("recorded %v, want %v", names, want)
 	}
