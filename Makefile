@@ -15,7 +15,7 @@ export GOFLAGS = -buildvcs=false
 export PATH := $(shell ./setup.sh path):$(PATH)
 GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
 
-.PHONY: help setup build test model race fuzz bench demo screenshots lint cross check package pkglint repo e2e clean
+.PHONY: help setup build test model race fuzz bench demo play screenshots lint cross check package pkglint repo e2e clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -43,6 +43,9 @@ bench: build ## measure, as ratios within one run (docs/performance.md)
 
 demo: build ## the main job for real, in network namespaces of its own
 	@./demo/demo.sh bin/jitgate bin/jitgate-control
+
+play: build ## a control plane, its page and a guarded machine to play with, until Ctrl-C
+	@./demo/demo.sh bin/jitgate bin/jitgate-control play
 
 screenshots: build ## the pictures of the page in docs/screenshots, made by the browser test
 	@mkdir -p docs/screenshots
