@@ -305,7 +305,9 @@ func TestApproval(t *testing.T) {
 	if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), `id="why-error"`) {
 		t.Errorf("without a justification: %d %s", w.Code, w.Body)
 	}
-	ask := func(why string) string { return led(t, alice.post("/ui/request", append(form, "justification", why)...)) }
+	ask := func(why string) string {
+		return led(t, alice.post("/ui/request", append(form, "justification", why)...))
+	}
 	to := ask("first")
 	page := alice.page(to)
 	has(t, page, "waits for approval", "Somebody else has to approve this.", "Close now")
