@@ -247,7 +247,7 @@ func newAuditExport() *cobra.Command {
 with no cell that a spreadsheet takes for a formula; ocsf, events of the Open
 Cybersecurity Schema Framework 1.2.0, one a line.`,
 		Example: `  jitgate audit export --format csv --since 30d >access.csv
-  jitgate audit export --format ocsf --host web1 | curl --data-binary @- …`,
+  jitgate audit export --format ocsf --host web1 > events.json`,
 	})
 }
 
