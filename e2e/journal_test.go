@@ -50,10 +50,6 @@ func (b *booted) entries(matches ...string) []map[string]string {
 func TestJournal(t *testing.T) {
 	t.Parallel()
 	name, content := deb(t, "0.0.1")
-	catalog, err := os.ReadFile("../packaging/journal/jitgate.catalog")
-	if err != nil {
-		t.Fatal(err)
-	}
 	program := filepath.Join(t.TempDir(), "machine.test")
 	if out, err := exec.Command("go", "test", "-c", "-tags", "journald", "-o", program, "../audit").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -63,14 +59,13 @@ func TestJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newBooted(t)
-	b.powerOn(map[string]string{"/root/machine.test": string(values), "/root/" + name: string(content), "/usr/lib/systemd/catalog/jitgate.catalog": string(catalog)})
+	b.powerOn(map[string]string{"/root/machine.test": string(values), "/root/" + name: string(content)})
 	trust, policy, pin := provisions(b.realm)
 	b.write("/root/trust.json", string(trust))
 	b.write("/root/jitgate.preseed", sample(t, "jitgate.preseed", noPin, pin, "string auto", "string "+webName))
 	b.run("chmod", "+x", "/root/machine.test")
 	b.run("debconf-set-selections", "/root/jitgate.preseed")
 	b.run("apt-get", "install", "-q", "-y", "-o", "Dpkg::Use-Pty=0", "/root/"+name)
-	b.run("journalctl", "--update-catalog")
 	b.provisioned(0)
 	b.write("/var/lib/jitgate/inbox/policy.json", string(policy))
 	b.becomes("the policy should be in force", func(s status) bool { return s.document("policy").Version == 1 })
