@@ -221,7 +221,7 @@ func (a *Agent) tellKnocks(ctx context.Context) error {
 		events = append(events, a.counted(e, x))
 	}
 	if others.fresh > 0 {
-		e := audit.Event{Name: audit.ConnectionDeny, Message: fmt.Sprintf("%d packets of others, too many to name: %d of these sources are named by jitgate status", others.fresh, sources)}
+		e := audit.Event{Name: audit.ConnectionDeny, Message: fmt.Sprintf("%d packets of others, too many for a line each: of %d sources, and of those the firewall has no room to name", others.fresh, sources)}
 		events = append(events, a.counted(e, others))
 	}
 	a.usesChanged = true

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -353,9 +354,9 @@ func (a *Agent) settleUses(ctx context.Context, before map[string]granted) []aud
 		}
 		return true
 	})
-	for id, g := range a.live {
+	for _, id := range slices.Sorted(maps.Keys(a.live)) {
 		if !inForce[id] {
-			u := newUse(g)
+			u := newUse(a.live[id])
 			u.Sum.Partial = a.usesLost
 			a.uses = append(a.uses, u)
 			a.usesChanged = true
