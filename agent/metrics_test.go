@@ -1,9 +1,14 @@
 package agent
 
 import (
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -105,6 +110,69 @@ func TestHeadNumber(t *testing.T) {
 	for head, want := range map[string]float64{"": 0, "fffffffffffff0000": 1<<52 - 1, "0000000000001fff": 1} {
 		if got := headNumber(head); got != want {
 			t.Errorf("%q: %v, want %v", head, got, want)
+		}
+	}
+}
+
+// What the examples and the documentation ask for is what an agent offers.
+func TestMetricsOfTheExamples(t *testing.T) {
+	w := newWorld(t)
+	w.deliver()
+	w.list(w.grant("a", alice, 0, time.Minute), w.grant("b", bob, 0, 1000*time.Hour))
+	w.mustPass(0)
+	offered := w.scrape()
+	const examples = "../docs/examples/prometheus"
+	for path, least := range map[string]int{examples + "/alerts.yml": 10, examples + "/grafana.json": 10, "../docs/metrics.md": 12} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, name := range regexp.MustCompile(`jitgate_[a-z_]+`).FindAllString(string(text), -1) {
+			if name = strings.TrimSuffix(name, "_bucket"); !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+		for _, name := range names {
+			if !strings.Contains(offered, "# TYPE "+name+" ") {
+				t.Errorf("%s asks for %s, which no agent offers", path, name)
+			}
+		}
+		if len(names) < least {
+			t.Errorf("%s names %d metrics: this test looks at nothing", path, len(names))
+		}
+	}
+	var board struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	text, err := os.ReadFile(examples + "/grafana.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &board); err != nil || len(board.Panels) == 0 {
+		t.Fatalf("%d panels, %v", len(board.Panels), err)
+	}
+	for _, p := range board.Panels {
+		if len(p.Targets) == 0 || slices.ContainsFunc(p.Targets, func(x struct{ Expr string }) bool { return x.Expr == "" }) {
+			t.Errorf("panel %q asks for nothing", p.Title)
+		}
+	}
+	// Where the machine has it, what is written for Prometheus is shown to it.
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		return
+	}
+	lint := exec.Command(promtool, "check", "metrics")
+	lint.Stdin = strings.NewReader(offered)
+	check := exec.Command(promtool, "check", "rules", "alerts.yml")
+	test := exec.Command(promtool, "test", "rules", "alerts_test.yml")
+	check.Dir, test.Dir = filepath.FromSlash(examples), filepath.FromSlash(examples)
+	for _, cmd := range []*exec.Cmd{lint, check, test} {
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", cmd, err, out)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -40,6 +41,9 @@ type Settings struct {
 	StateDir string
 	Socket   string
 	TrustPin policy.Digest // zero: none was set
+	// Metrics is where a process of its own offers the agent's metrics, on
+	// loopback. The agent makes no use of it: it has no such socket.
+	Metrics netip.AddrPort
 	// Control is where the fetcher finds the control plane; nil: this host has
 	// none. The agent reads it and makes no use of it.
 	Control *Control
@@ -70,6 +74,7 @@ type settingsTOML struct {
 	StateDir string       `toml:"state_dir"`
 	Socket   string       `toml:"socket"`
 	TrustPin string       `toml:"trust_pin"`
+	Metrics  string       `toml:"metrics"`
 	Control  *controlTOML `toml:"control"`
 	Audit    auditTOML    `toml:"audit"`
 }
@@ -242,6 +247,11 @@ func (raw settingsTOML) settings() (s Settings, err error) {
 	if raw.TrustPin != "" {
 		if s.TrustPin, err = policy.ParseDigest(raw.TrustPin); err != nil {
 			return s, fmt.Errorf("trust_pin: %w", err)
+		}
+	}
+	if raw.Metrics != "" {
+		if s.Metrics, err = netip.ParseAddrPort(raw.Metrics); err != nil || !s.Metrics.Addr().IsLoopback() || s.Metrics.Port() == 0 {
+			return s, fmt.Errorf("metrics %q is not a port of this host alone, like 127.0.0.1:9477", raw.Metrics)
 		}
 	}
 	if raw.Control != nil {

@@ -109,19 +109,23 @@ func TestAuditSettings(t *testing.T) {
 
 func TestSettingsRefused(t *testing.T) {
 	for text, want := range map[string]string{
-		"host_id = \"a\"\n\ngaurd = [22]":            `3: unknown key "gaurd"`,
-		"host_id = \"a\"\n[control]\nurll = \"x\"":   `3: unknown key "control.urll"`,
-		"host_id = \"a\"\nhost_id = \"b\"":           "2: ",
-		"host_id = 5":                                "1: ",
-		"host_id":                                    "1: ",
-		"mode = \"observe\"":                         "host_id is missing",
-		"host_id = \"a\"\nmode = \"on\"":             `mode "on" is not observe or enforce`,
-		"host_id = \"a\"\nguard = [\"22/sctp\"]":     "guard[0]",
-		"host_id = \"a\"\nguard = [22, 70000]":       "guard[1]",
-		"host_id = \"a\"\nguard = [22.5]":            "guard[0]",
-		"host_id = \"a\"\nguard = [\"22/tcp cut\"]":  "guard[0]",
-		"host_id = \"a\"\ninbox_dir = \"inbox\"":     `inbox_dir "inbox" is not an absolute path`,
-		"host_id = \"a\"\ntrust_pin = \"sha256:00\"": "trust_pin",
+		"host_id = \"a\"\n\ngaurd = [22]":               `3: unknown key "gaurd"`,
+		"host_id = \"a\"\n[control]\nurll = \"x\"":      `3: unknown key "control.urll"`,
+		"host_id = \"a\"\nhost_id = \"b\"":              "2: ",
+		"host_id = 5":                                   "1: ",
+		"host_id":                                       "1: ",
+		"mode = \"observe\"":                            "host_id is missing",
+		"host_id = \"a\"\nmode = \"on\"":                `mode "on" is not observe or enforce`,
+		"host_id = \"a\"\nguard = [\"22/sctp\"]":        "guard[0]",
+		"host_id = \"a\"\nguard = [22, 70000]":          "guard[1]",
+		"host_id = \"a\"\nmetrics = \"0.0.0.0:9477\"":   "is not a port of this host alone",
+		"host_id = \"a\"\nmetrics = \"10.0.0.1:9477\"":  "is not a port of this host alone",
+		"host_id = \"a\"\nmetrics = \"localhost:9477\"": "is not a port of this host alone",
+		"host_id = \"a\"\nmetrics = \"127.0.0.1:0\"":    "is not a port of this host alone",
+		"host_id = \"a\"\nguard = [22.5]":               "guard[0]",
+		"host_id = \"a\"\nguard = [\"22/tcp cut\"]":     "guard[0]",
+		"host_id = \"a\"\ninbox_dir = \"inbox\"":        `inbox_dir "inbox" is not an absolute path`,
+		"host_id = \"a\"\ntrust_pin = \"sha256:00\"":    "trust_pin",
 	} {
 		_, err := ParseSettings([]byte(text))
 		if err == nil || !strings.Contains(err.Error(), want) {
