@@ -57,6 +57,11 @@ func measurePacket(ctx context.Context, o options, r *report) error {
 			return err
 		}
 		defer d.closeBackend()
+		// As an agent does, which has conntrack tell of connections to these
+		// ports: what of others costs belongs to the figure.
+		if err := d.do(func() error { _, err := d.backend.Flows(ctx, false); return err }); err != nil {
+			return err
+		}
 		l, err := newLane(d.world)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
