@@ -37,6 +37,8 @@ const (
 	nearEnd     = 30 * time.Second // what ends sooner is not used again
 	tryAgain    = 5 * time.Second  // after an extension that failed
 	maxHoldLine = 64 << 10
+	// silentFor is how long an agent says nothing of an address that it spoke of.
+	silentFor = 10 * time.Minute
 )
 
 // holdOrder is what a holder is asked for.
@@ -62,7 +64,15 @@ type holdAnswer struct {
 	Error  string   `json:"error,omitempty"`
 	Usage  bool     `json:"usage,omitempty"` // with Error: the words were wrong
 	Ready  *ready   `json:"ready,omitempty"`
-	Denied []string `json:"denied"` // addresses, in answer to Denied
+	Denied []denied `json:"denied"` // in answer to Denied
+}
+
+// denied is an address that a machine turned away.
+type denied struct {
+	Source string `json:"source"`
+	// Ours says that the agent takes it for whoever asked for one of our own
+	// grants. Without it, it may be anybody.
+	Ours bool `json:"ours"`
 }
 
 // ready says that a machine can be connected to.
@@ -177,11 +187,11 @@ func (h *holder) run(ctx context.Context, in io.Reader) error {
 // called does what it is told, and answers.
 func (h *holder) called(ctx context.Context, k holdCall, r ready) {
 	if k.Denied {
-		denied, err := h.denied(ctx)
+		list, err := h.denied(ctx)
 		if err != nil {
 			h.say("the activity log cannot be read: %v", err)
 		}
-		h.answer(holdAnswer{Denied: append([]string{}, denied...)})
+		h.answer(holdAnswer{Denied: append([]denied{}, list...)})
 		return
 	}
 	made, err := h.ask(ctx, []string{k.Source}, h.length(time.Now()))
@@ -465,25 +475,45 @@ func (h *holder) release(ctx context.Context) {
 }
 
 // denied are the addresses that the machine turned away at this port since it
-// was asked for. Whose they are it does not know.
-func (h *holder) denied(ctx context.Context) (addresses []string, err error) {
-	f := client.ActivityFilter{Scope: h.vm.ID, Event: "connection.denied", From: h.began.Add(-time.Second)}
+// was asked for, or, if none was, that it spoke of so lately that it would not
+// do so again.
+func (h *holder) denied(ctx context.Context) ([]denied, error) {
+	ours := map[string]bool{} // grants
+	for r, err := range h.control.Requests(ctx, client.RequestFilter{VM: h.vm.ID, Mine: true, Since: h.began.Add(-24 * time.Hour)}) {
+		if err != nil {
+			return nil, err
+		}
+		for _, vm := range r.VMs {
+			for _, p := range vm.Ports {
+				ours[p.Grant] = p.Grant != ""
+			}
+		}
+	}
+	var now, before []denied
+	f := client.ActivityFilter{Scope: h.vm.ID, Event: "connection.denied", From: h.began.Add(-silentFor)}
 	for a, err := range h.control.Activities(ctx, f) {
 		if err != nil {
 			return nil, err
 		}
-		source, wrong := netip.ParseAddr(a.Source)
-		if p, err := netip.ParsePrefix(a.Source); err == nil && p.IsSingleIP() {
-			source, wrong = p.Addr(), nil
-		}
-		if wrong != nil || a.Port != h.order.Port || slices.ContainsFunc(prefixes(h.sources), func(p netip.Prefix) bool { return p.Contains(source) }) {
+		source, err := netip.ParseAddr(a.Source)
+		if err != nil || a.Port != h.order.Port || slices.ContainsFunc(prefixes(h.sources), func(p netip.Prefix) bool { return p.Contains(source) }) {
 			continue
 		}
-		if s := source.String(); !slices.Contains(addresses, s) {
-			addresses = append(addresses, s)
+		d := denied{source.String(), ours[a.Grant]}
+		same := func(x denied) bool { return x.Source == d.Source }
+		if slices.ContainsFunc(now, same) || slices.ContainsFunc(before, same) {
+			continue
+		}
+		if a.Time.Before(h.began.Add(-time.Second)) {
+			before = append(before, d)
+		} else {
+			now = append(now, d)
 		}
 	}
-	return addresses, nil
+	if now == nil {
+		now = before
+	}
+	return now, nil
 }
 
 // prefixes reads sources as requests have them. What is none is passed over:

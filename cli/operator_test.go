@@ -579,7 +579,12 @@ func TestHold(t *testing.T) {
 	a.says("connection.denied", `,"port":22,"source":"127.0.0.1"`)
 	a.says("connection.denied", `,"port":3389,"source":"198.51.100.10"`)
 	first.tell(object{"denied": true})
-	if got := first.next(); fmt.Sprint(got["denied"]) != "[198.51.100.9]" {
+	if got := first.next(); fmt.Sprint(got["denied"]) != "[map[ours:false source:198.51.100.9]]" {
+		t.Errorf("turned away: %v", got)
+	}
+	a.says("connection.denied", fmt.Sprintf(`,"port":22,"source":"198.51.100.11","grant":%q`, a.grants()[0].ID))
+	first.tell(object{"denied": true})
+	if got := first.next(); !strings.Contains(fmt.Sprint(got["denied"]), "map[ours:true source:198.51.100.11]") {
 		t.Errorf("turned away: %v", got)
 	}
 	first.tell(object{"source": "198.51.100.9"})

@@ -46,7 +46,7 @@ func (f *sessionFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.order.Reason, "reason", "", "why, for whoever approves and for the record")
 	c.Flags().DurationVar(&f.order.Lease, "lease", defaultLease, "how much to ask for at a time, which is how long it stays open should this machine die")
 	c.Flags().DurationVar(&f.order.Wait, "wait", 2*time.Minute, "how long to wait for the agent")
-	c.Flags().BoolVar(&f.yes, "yes", false, "if the machine turns an address away meanwhile, open for it too without asking")
+	c.Flags().BoolVar(&f.yes, "yes", false, "open without asking for another address of yours that the machine turned away, if its agent takes it for yours too")
 }
 
 func (f *sessionFlags) check() (err error) {
@@ -306,7 +306,7 @@ func (f *sessionFlags) startHolder(ctx context.Context, c *cobra.Command) (*held
 }
 
 // next reads answers up to one that is no word to a person.
-func (h *heldBy) next() (denied []string, err error) {
+func (h *heldBy) next() (turnedAway []denied, err error) {
 	for h.answers.Scan() {
 		var a holdAnswer
 		if err := json.Unmarshal(h.answers.Bytes(), &a); err != nil {
@@ -395,30 +395,36 @@ func (f *sessionFlags) offer(ctx context.Context, c *cobra.Command, h *heldBy, o
 	if err := h.tell.Encode(holdCall{Denied: true}); err != nil {
 		return "", err
 	}
-	denied, err := h.next()
+	list, err := h.next()
 	if err != nil {
 		return "", err
 	}
-	denied = slices.DeleteFunc(denied, func(a string) bool { return slices.Contains(*offered, a) })
-	if len(denied) == 0 {
+	list = slices.DeleteFunc(list, func(d denied) bool { return slices.Contains(*offered, d.Source) })
+	var sources []string
+	for _, d := range list {
+		sources = append(sources, d.Source)
+	}
+	*offered = append(*offered, sources...)
+	switch len(list) {
+	case 0:
+		return "", nil
+	case 1:
+	default:
+		fmt.Fprintf(h.say, "jitgate: %s turned away %s: if one of them is you, say it with --source\n", printable(h.ready.Name), abridge(sources))
 		return "", nil
 	}
-	*offered = append(*offered, denied...)
-	if len(denied) > 1 {
-		fmt.Fprintf(h.say, "jitgate: %s turned away %s meanwhile: if one of them is you, say it with --source\n", printable(h.ready.Name), abridge(denied))
-		return "", nil
+	d := list[0]
+	fmt.Fprintf(h.say, "jitgate: %s turned away a connection to port %d from %s. That is you if your provider or a proxy gives you that address.\n", printable(h.ready.Name), h.ready.Port, d.Source)
+	// Without anybody to look at it, only what the agent too takes for us:
+	// whoever knocks at the right moment is not let in.
+	if !(f.yes && d.Ours) && !askTerminal(ctx, "Open for "+d.Source+" too? [y/N] ") {
+		return "", fmt.Errorf("%s does not answer, and is not opened for %s: --source %s does that", printable(h.ready.Name), d.Source, d.Source)
 	}
-	source := denied[0]
-	fmt.Fprintf(h.say, "jitgate: %s turned away a connection to port %d from %s meanwhile. That is you if your provider or proxy gives you that address.\n", printable(h.ready.Name), h.ready.Port, source)
-	if !f.yes && !askTerminal(ctx, "Open for "+source+" too? [y/N] ") {
-		fmt.Fprintf(h.say, "jitgate: not opened for it: --source %s does that\n", source)
-		return "", nil
-	}
-	if err := h.tell.Encode(holdCall{Source: source}); err != nil {
+	if err := h.tell.Encode(holdCall{Source: d.Source}); err != nil {
 		return "", err
 	}
 	_, err = h.next()
-	return source, err
+	return d.Source, err
 }
 
 // askTerminal asks the person at the terminal, even where input and output are

@@ -262,3 +262,34 @@ func TestSSHConfig(t *testing.T) {
 	second.Wait()
 	o.released()
 }
+
+// The control plane sees one address of the operator, the machine another, as
+// behind a provider's NAT: the machine says whom it turned away, and that
+// address is opened for if the operator says that it is theirs.
+func TestSSHBehindNAT(t *testing.T) {
+	t.Parallel()
+	o := newOperator(t)
+	o.h.outside.run(t, "nft", "add table ip provider; add chain ip provider out { type nat hook postrouting priority srcnat; }; "+
+		"add rule ip provider out tcp dport 22 snat to "+bob4)
+	ssh := func(flags ...string) (string, string, int) {
+		// Without a terminal of its own: nobody can be asked.
+		return o.run("setsid", append(append(append([]string{"-w", o.h.program, "ssh", "web1"}, flags...), append([]string{"--"}, o.settings()...)...), "echo in from ${SSH_CONNECTION%% *}")...)
+	}
+	out, complaints, code := ssh("--yes")
+	if code != 0 || out != "in from "+bob4+"\n" || !strings.Contains(complaints, "turned away a connection to port 22 from "+bob4) {
+		t.Fatalf("exit code %d, %q, %s", code, out, complaints)
+	}
+	until(t, 2*patience, "what was held should be given back", func() bool { return len(o.open()) == 0 })
+
+	// Nobody is there to say so: it is not opened, and what to do is said. The
+	// address may be anybody's.
+	out, complaints, code = ssh()
+	if code != 255 || out != "" || !strings.Contains(complaints, "--source "+bob4+" does that") {
+		t.Fatalf("exit code %d, %q, %s", code, out, complaints)
+	}
+	until(t, 2*patience, "what was held should be given back", func() bool { return len(o.open()) == 0 })
+	out, complaints, code = ssh("--source", bob4)
+	if code != 0 || out != "in from "+bob4+"\n" {
+		t.Fatalf("exit code %d, %q, %s", code, out, complaints)
+	}
+}
