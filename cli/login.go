@@ -46,7 +46,12 @@ can read.`,
   jitgate login https://jit.example.net:8443 --device
   jitgate login https://center:8443 --ca ca.pem --token-file admin.token --name lab`,
 		Args: positional(0, 1, "at most the address of a control plane"),
-		RunE: func(c *cobra.Command, args []string) error { return login(c, o, args) },
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := oneOf(c, "device", "browser", "token-file"); err != nil {
+				return err
+			}
+			return login(c, o, args)
+		},
 	}
 	c.Flags().StringVar(&o.ca, "ca", "", "certificates to trust for the control plane, PEM (or $"+envCA+"; neither: the system's)")
 	c.Flags().StringVar(&o.tokenFile, "token-file", "", "file with a bearer token, - for standard input")
@@ -54,7 +59,6 @@ can read.`,
 	c.Flags().StringVar(&o.issuer, "issuer", "", "which issuer, where the control plane has several")
 	c.Flags().BoolVar(&o.device, "device", false, "show a code to type in a browser anywhere")
 	c.Flags().BoolVar(&o.browser, "browser", false, "open the browser of this machine")
-	c.MarkFlagsMutuallyExclusive("device", "browser", "token-file")
 	jsonFlag(c, &o.asJSON)
 	return c
 }

@@ -741,7 +741,10 @@ func newPeople(t *testing.T) *people {
 	mux.HandleFunc("GET /keys", func(w http.ResponseWriter, _ *http.Request) {
 		write(w, jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "1", Algorithm: "ES256", Use: "sig"}}})
 	})
-	mux.HandleFunc("POST /device", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("POST /device", func(w http.ResponseWriter, r *http.Request) {
+		if scope := r.FormValue("scope"); scope != "openid profile offline_access" {
+			t.Errorf("asked for %q", scope)
+		}
 		write(w, object{"device_code": "d", "user_code": "ABCD-EFGH", "verification_uri": i.URL + "/code", "interval": 0.01})
 	})
 	mux.HandleFunc("GET /authorize", func(w http.ResponseWriter, r *http.Request) {

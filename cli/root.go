@@ -124,6 +124,21 @@ func required(c *cobra.Command, names ...string) error {
 	return nil
 }
 
+// oneOf makes flags that do not go together a mistake in usage.
+func oneOf(c *cobra.Command, names ...string) error {
+	said := ""
+	for _, name := range names {
+		if !c.Flags().Changed(name) {
+			continue
+		}
+		if said != "" {
+			return usagef("--%s and --%s do not go together: see %s --help", said, name, c.CommandPath())
+		}
+		said = name
+	}
+	return nil
+}
+
 func newVersion() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{

@@ -112,7 +112,7 @@ exec, and for tools that take no ProxyCommand.`,
   jitgate ssh --proxy web1 22                    # what ssh is told to run`,
 		Args: positional(1, -1, "a machine"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := f.check(); err != nil {
+			if err := cmp.Or(f.check(), oneOf(c, "proxy", "prepare")); err != nil {
 				return err
 			}
 			switch {
@@ -127,7 +127,6 @@ exec, and for tools that take no ProxyCommand.`,
 	f.add(c)
 	c.Flags().BoolVar(&proxy, "proxy", false, "be a ProxyCommand: arguments are host and port, %h %p")
 	c.Flags().BoolVar(&prepare, "prepare", false, "open the port and leave it open: arguments are host and, if not 22, port")
-	c.MarkFlagsMutuallyExclusive("proxy", "prepare")
 	c.ValidArgsFunction = completeVMs(&f.at, tabConfigured, 1)
 	return c
 }
