@@ -127,6 +127,7 @@ type holder struct {
 	longest time.Duration
 	also    []string // requests beside it, for other addresses
 	sources []string
+	blind   bool     // the activity log is not for us
 	use     *os.File // shared among those who hold the same request
 }
 
@@ -188,18 +189,19 @@ func (h *holder) run(ctx context.Context, in io.Reader) error {
 func (h *holder) called(ctx context.Context, k holdCall, r ready) {
 	if k.Denied {
 		list, err := h.denied(ctx)
-		if err != nil {
-			h.say("the activity log cannot be read: %v", err)
+		if err != nil && !h.blind {
+			h.blind = true // once is enough
+			h.say("it cannot be seen whether %s turns you away (%v): if you do not get in, say your address with --source", printable(h.vm.Name), err)
 		}
 		h.answer(holdAnswer{Denied: append([]denied{}, list...)})
 		return
 	}
-	made, err := h.ask(ctx, []string{k.Source}, h.length(time.Now()))
+	made, err := h.ask(ctx, []string{k.Source}, h.length())
+	h.also = append(h.also, idsOf(made)...) // also of one that came to nothing
 	if err != nil {
 		h.answer(holdAnswer{Error: err.Error()})
 		return
 	}
-	h.also = append(h.also, idsOf(made)...)
 	h.sources = append(h.sources, k.Source)
 	r.From = netip.Addr{} // this machine's own is another
 	h.answer(holdAnswer{Ready: &r})
@@ -285,8 +287,8 @@ func (h *holder) terms(ctx context.Context, rule *client.PortRule) error {
 	return nil
 }
 
-// length is how long to ask for at now.
-func (h *holder) length(now time.Time) time.Duration {
+// length is how long to ask for.
+func (h *holder) length() time.Duration {
 	if h.fixed {
 		if h.order.Longest > 0 {
 			return h.longest
@@ -327,7 +329,7 @@ func (h *holder) hold(ctx context.Context) error {
 			return nil
 		}
 	}
-	made, err := h.ask(ctx, h.sources, h.length(h.began))
+	made, err := h.ask(ctx, h.sources, h.length())
 	for _, r := range made { // also of one that came to nothing
 		h.took(r)
 	}

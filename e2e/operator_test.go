@@ -162,6 +162,15 @@ func TestSSH(t *testing.T) {
 	t.Parallel()
 	o := newOperator(t)
 	o.h.isClosed(ways("22/tcp", alice4, alice6))
+	follow := o.command(o.h.program, "activity", "web1", "--follow", "--json", "--event", "request.initiated")
+	lines, err := follow.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.h.outside.start(follow); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { follow.Process.Kill(); follow.Wait() })
 
 	out, complaints, code := o.run(o.h.program, append(append([]string{"ssh", "root@web1", "--reason", "INC-1", "--"}, o.settings()...), "echo in from ${SSH_CONNECTION%% *}; exit 7")...)
 	if code != 7 || out != "in from "+alice4+"\n" {
@@ -171,6 +180,14 @@ func TestSSH(t *testing.T) {
 		t.Errorf("no progress: %s", complaints)
 	}
 	o.released()
+	// Whoever follows has seen it.
+	var seen object
+	if err := json.NewDecoder(lines).Decode(&seen); err != nil || seen["reason"] != "INC-1 (jitgate ssh)" || seen["source"] != alice4 {
+		t.Errorf("followed: %v, %v", seen, err)
+	}
+	if err := follow.Process.Signal(os.Interrupt); err != nil {
+		t.Error(err)
+	}
 
 	// The machine has an address of the other family only.
 	o.must("vm", "add", vmID, "--address", vm6)
