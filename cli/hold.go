@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -32,7 +34,6 @@ import (
 // for little and extends.
 
 const (
-	holdMark    = "(jitgate ssh)"  // ends the justification of a request that is given back
 	giveBack    = 10 * time.Second // to give back what is not used any more
 	nearEnd     = 30 * time.Second // what ends sooner is not used again
 	tryAgain    = 5 * time.Second  // after an extension that failed
@@ -40,6 +41,18 @@ const (
 	// silentFor is how long an agent says nothing of an address that it spoke of.
 	silentFor = 10 * time.Minute
 )
+
+// holdMark ends the justification of a request that is held, with the machine
+// and the process: no two are the same request.
+var holdMark = regexp.MustCompile(`\(jitgate ssh, \S+ \d+\)$`)
+
+func newHoldMark() string {
+	host, err := os.Hostname()
+	if err != nil || host == "" || strings.ContainsAny(host, " ()") {
+		host = "somewhere"
+	}
+	return fmt.Sprintf("(jitgate ssh, %s %d)", host, os.Getpid())
+}
 
 // holdOrder is what a holder is asked for.
 type holdOrder struct {
@@ -127,6 +140,8 @@ type holder struct {
 	longest time.Duration
 	also    []string // requests beside it, for other addresses
 	sources []string
+	name    string   // the file about what is held
+	foreign bool     // another machine of the same person holds the same
 	blind   bool     // the activity log is not for us
 	use     *os.File // shared among those who hold the same request
 }
@@ -298,37 +313,53 @@ func (h *holder) length() time.Duration {
 	return min(h.order.Lease, h.longest)
 }
 
-// hold has the port open: by a request that is somebody's at this machine
-// already, by one the operator made themselves, or by a new one.
-func (h *holder) hold(ctx context.Context) error {
-	name, err := h.file()
-	if err != nil {
+// hold has the port open: by a request that is held at this machine already,
+// by one the operator made themselves, or by a new one.
+func (h *holder) hold(ctx context.Context) (err error) {
+	if h.name, err = h.file(); err != nil {
 		return err
 	}
-	opening, err := lockFile(name+".open", exclusive)
+	opening, err := lockFile(h.name+".open", exclusive)
 	if err != nil {
 		return err
 	}
 	defer opening.Close()
-	if h.use, err = lockFile(name+".use", shared); err != nil {
+	if h.use, err = lockFile(h.name+".use", shared); err != nil {
 		return err
 	}
 	h.began = time.Now()
-	if id, err := os.ReadFile(name); err == nil {
-		if r, err := h.control.GetRequest(ctx, strings.TrimSpace(string(id))); err == nil && h.serves(r) {
-			h.took(r)
-			return nil
-		}
+	if r, ok := h.heldHere(ctx); ok {
+		h.began = r.Start
+		h.took(r)
+		return nil
 	}
 	for r, err := range h.control.Requests(ctx, client.RequestFilter{VM: h.vm.ID, Mine: true, Open: true}) {
 		if err != nil {
 			return err
 		}
-		if h.serves(r) && !strings.HasSuffix(r.Justification, holdMark) {
+		switch {
+		case holdMark.MatchString(r.Justification):
+			h.foreign = h.foreign || h.covers(r)
+		case h.serves(r):
 			h.say("open already by request %s, which stays as it is", r.ID)
 			return nil
 		}
 	}
+	return h.anew(ctx)
+}
+
+// heldHere is the request that is held at this machine, if it is still good.
+func (h *holder) heldHere(ctx context.Context) (client.Request, bool) {
+	id, err := os.ReadFile(h.name)
+	if err != nil {
+		return client.Request{}, false
+	}
+	r, err := h.control.GetRequest(ctx, strings.TrimSpace(string(id)))
+	return r, err == nil && h.serves(r)
+}
+
+// anew asks for what is to be held, and notes it for others at this machine.
+func (h *holder) anew(ctx context.Context) error {
 	made, err := h.ask(ctx, h.sources, h.length())
 	for _, r := range made { // also of one that came to nothing
 		h.took(r)
@@ -336,7 +367,23 @@ func (h *holder) hold(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(name, []byte(h.request+"\n"), 0o600)
+	return os.WriteFile(h.name, []byte(h.request+"\n"), 0o600)
+}
+
+// again holds the port by another request: the one held was taken over by
+// another machine of the same person, seen at the same address.
+func (h *holder) again(ctx context.Context) error {
+	opening, err := lockFile(h.name+".open", exclusive)
+	if err != nil {
+		return err
+	}
+	defer opening.Close()
+	h.foreign = true
+	if r, ok := h.heldHere(ctx); ok {
+		h.took(r)
+		return nil
+	}
+	return h.anew(ctx)
 }
 
 // file is the file about what is held, which has the request's id in it.
@@ -369,8 +416,13 @@ func (h *holder) port(r client.Request) *client.RequestPort {
 
 // serves reports whether a request has open what is wanted, and for a while.
 func (h *holder) serves(r client.Request) bool {
+	return h.covers(r) && time.Until(h.port(r).End) >= nearEnd
+}
+
+// covers reports whether a request has open what is wanted.
+func (h *holder) covers(r client.Request) bool {
 	p := h.port(r)
-	if p == nil || p.Status != "Initiated" || !p.Closed.IsZero() || time.Until(p.End) < nearEnd {
+	if p == nil || p.Status != "Initiated" || !p.Closed.IsZero() {
 		return false
 	}
 	open := prefixes(append([]string{p.AllowedSourceAddressPrefix}, p.AllowedSourceAddressPrefixes...))
@@ -384,7 +436,7 @@ func (h *holder) serves(r client.Request) bool {
 
 // took notes the request that is held.
 func (h *holder) took(r client.Request) {
-	h.request, h.fixed, h.began = r.ID, h.fixed || r.Approval != nil, r.Start
+	h.request, h.fixed = r.ID, h.fixed || r.Approval != nil
 	if p := h.port(r); p != nil {
 		h.end = p.End
 	}
@@ -393,7 +445,7 @@ func (h *holder) took(r client.Request) {
 // ask requests the port and waits until it is open.
 func (h *holder) ask(ctx context.Context, sources []string, length time.Duration) ([]client.Request, error) {
 	made, err := h.control.RequestVM(ctx, h.vm.ID, []client.InitiatePort{{Number: h.order.Port, AllowedSourceAddressPrefixes: sources, Duration: policy.FormatDuration(length.Truncate(time.Second))}},
-		strings.TrimSpace(h.order.Reason+" "+holdMark))
+		strings.TrimSpace(h.order.Reason+" "+newHoldMark()))
 	if err != nil {
 		return nil, err
 	}
@@ -426,19 +478,24 @@ func (h *holder) extend(ctx context.Context) {
 		h.took(r)
 		return
 	}
-	r, err = h.control.Extend(ctx, h.request, policy.FormatDuration(length), "")
 	if err == nil {
-		h.took(r)
-		return
+		if p := h.port(r); p != nil && p.StatusReason == takenOver {
+			err = h.again(ctx)
+		} else if r, err = h.control.Extend(ctx, h.request, policy.FormatDuration(length), ""); err == nil {
+			h.took(r)
+		}
 	}
-	if e, ok := errors.AsType[*client.Error](err); ok && e.Status < 500 && e.Status != 429 {
+	e, refused := errors.AsType[*client.Error](err)
+	switch {
+	case err == nil:
+	case refused && e.Status < 500 && e.Status != http.StatusTooManyRequests:
 		h.fixed = true
 		h.say("it stays open no longer than %s: %s", h.end.Local().Format("15:04:05"), printable(e.Error()))
-		return
-	}
-	select {
-	case <-time.After(tryAgain):
-	case <-ctx.Done():
+	default:
+		select {
+		case <-time.After(tryAgain):
+		case <-ctx.Done():
+		}
 	}
 }
 
@@ -452,13 +509,15 @@ func (h *holder) release(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, giveBack)
 	defer cancel()
 	give := h.also
-	if name, err := h.file(); err == nil && h.request != "" {
-		opening, err := lockFile(name+".open", exclusive)
+	if h.request != "" {
+		opening, err := lockFile(h.name+".open", exclusive)
 		if err == nil {
 			defer opening.Close()
-			if onlyHolder(h.use) {
+			// A revocation would cut the sessions of the other machine too: there it
+			// ends with the lease.
+			if onlyHolder(h.use) && !h.foreign {
 				give = append(give, h.request)
-				os.Remove(name)
+				os.Remove(h.name)
 			}
 		}
 	}

@@ -712,6 +712,10 @@ func agree(ctx context.Context, c *cobra.Command, what string) error {
 	return err
 }
 
+// takenOver is the reason of a request in whose place its requestor made
+// another.
+const takenOver = "NewerRequestInitiated"
+
 // statusCell is where a port of a request stands, in words.
 func statusCell(p client.RequestPort) cell {
 	switch {
@@ -729,7 +733,7 @@ func statusCell(p client.RequestPort) cell {
 		return plain("expired")
 	case p.StatusReason == "Denied":
 		return plain("denied")
-	case p.StatusReason == "NewerRequestInitiated":
+	case p.StatusReason == takenOver:
 		return plain("taken over")
 	}
 	return plain("revoked")
