@@ -305,8 +305,11 @@ func (r *received) take(l uplink.Line) {
 	}
 	a := Activity{Time: l.Time, Event: l.Event, Status: "Succeeded", Actor: l.Requestor, Scope: r.vm.ID.Scope(), VM: r.vm.ID.String(),
 		Grant: l.Grant, Port: l.Port, Source: l.Source, End: l.End, Code: l.Code, Reason: cmp.Or(l.Reason, l.Message)}
-	if strings.HasSuffix(l.Event, ".refused") {
+	switch {
+	case strings.HasSuffix(l.Event, ".refused"):
 		a.Status, a.Reason = "Failed", cmp.Or(l.Message, l.Reason)
+	case l.Event == "grant.used": // what it was used for, not what it was asked for
+		a.Reason = cmp.Or(l.Message, l.Reason)
 	}
 	if g != nil {
 		a.Request, a.Actor, a.Principal = g.request.ID, g.request.Requestor, g.request.Principal

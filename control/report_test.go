@@ -133,7 +133,8 @@ func TestReport(t *testing.T) {
 		t.Errorf("%+v", opened)
 	}
 	g.now = midday.Add(time.Hour)
-	c.add("grant.expired", `,"grant":"g1","port":22`)
+	c.add("grant.expired", `,"grant":"g1","port":22`).
+		add("grant.used", `,"grant":"g1","port":22,"reason":"INC-1","message":"port 22 was open for 203.0.113.7/32: nobody connected"`)
 	before := g.everything()
 	for range 3 { // as often as it comes
 		g.report(vm, uplink.Up{Lines: c.lines})
@@ -142,8 +143,12 @@ func TestReport(t *testing.T) {
 	if p := g.port("g1"); !p.Closed.Equal(midday.Add(4*time.Second)) || p.Status != control.Initiated {
 		t.Errorf("%+v", p)
 	}
-	if n := g.everything(); n != before+1 {
-		t.Errorf("%d lines for one", n-before)
+	if n := g.everything(); n != before+2 {
+		t.Errorf("%d lines for two", n-before)
+	}
+	// What it was used for, where one would look for it.
+	if used := g.activity("grant.used"); len(used) != 1 || used[0].Request != "req-g1" || used[0].Reason != "port 22 was open for 203.0.113.7/32: nobody connected" {
+		t.Errorf("%+v", used)
 	}
 	if kept := g.kept(vm); len(kept) != len(c.lines) || string(kept[4].Line) != string(c.lines[4]) {
 		t.Errorf("%d lines are kept", len(kept))

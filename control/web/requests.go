@@ -26,6 +26,13 @@ type askData struct {
 	Error         *control.Error
 }
 
+// Placed reports whether what was refused is said beside what it is about.
+func (d askData) Placed() bool {
+	return d.JustError != "" || slices.ContainsFunc(d.VMs, func(v askVM) bool {
+		return v.Error != "" || slices.ContainsFunc(v.Ports, func(p askPort) bool { return p.Error != "" })
+	})
+}
+
 // askVM is a machine of the pane.
 type askVM struct {
 	control.VMView
@@ -154,18 +161,31 @@ func ask(c *call) error {
 	d.Error = c.refusal(err)
 	switch i, ok := index(d.Error.Target, "virtualMachines"); {
 	case d.Error.Target == "justification":
-		d.JustError = d.Error.Message
+		d.JustError = brief(d.Error)
 	case ok && i < len(places):
 		if j, ok := index(d.Error.Target, "ports"); ok && j < len(places[i]) {
-			d.VMs[places[i][j].vm].Ports[places[i][j].port].Error = d.Error.Message
+			d.VMs[places[i][j].vm].Ports[places[i][j].port].Error = brief(d.Error)
 		} else {
-			d.VMs[places[i][0].vm].Error = d.Error.Message
+			d.VMs[places[i][0].vm].Error = brief(d.Error)
 		}
 	default:
 		d.markPort(d.Error)
 	}
 	return c.showAsk(statusOf(d.Error), d)
 }
+
+// brief is a refusal as it is said beside what it is about: without the names
+// of what it is about.
+func brief(e *control.Error) string {
+	says := e.Message
+	if i := strings.LastIndex(says, "': "); i >= 0 && strings.EqualFold(e.Target, vmNamed(says[:i])) {
+		says = says[i+len("': "):]
+	}
+	return strings.TrimPrefix(says, e.Target+": ")
+}
+
+// vmNamed is what a message names last.
+func vmNamed(says string) string { return says[strings.LastIndexByte(says, '\'')+1:] }
 
 // portNamed is how the engine names the port that is outside a policy.
 var portNamed = regexp.MustCompile(`[Pp]ort (\d+)`)
@@ -183,11 +203,11 @@ func (d *askData) markPort(e *control.Error) {
 		}
 		for j := range vm.Ports {
 			if p := &vm.Ports[j]; p.On && strconv.Itoa(int(p.Rule.Number)) == number {
-				p.Error = e.Message
+				p.Error = brief(e)
 				return
 			}
 		}
-		vm.Error = e.Message
+		vm.Error = brief(e)
 	}
 }
 
@@ -232,6 +252,7 @@ type requestData struct {
 	MayExtend  bool
 	Lengths    []string
 	Lines      []control.Activity // of the log, about it
+	Used       []control.Activity // those that say what it was used for
 	Error      *control.Error
 	Ways       []waysTo
 	MayRead    bool
@@ -330,6 +351,9 @@ func (c *call) tellVM(vm control.RequestVM, d *requestData) error {
 	for _, l := range lines {
 		if l.Request == d.ID || slices.ContainsFunc(vm.Ports, func(p control.RequestPort) bool { return p.GrantID != "" && l.Grant == p.GrantID }) {
 			d.Lines = append(d.Lines, l)
+			if l.Event == "grant.used" {
+				d.Used = append(d.Used, l)
+			}
 		}
 	}
 	return nil

@@ -199,8 +199,9 @@ type portsData struct {
 
 // failure is a machine whose ports stayed as they were.
 type failure struct {
-	Name  string
-	Error *control.Error
+	Name   string
+	Error  *control.Error
+	Placed bool // it is said beside what it is about
 }
 
 // portRow is a line of the form.
@@ -348,10 +349,11 @@ func savePorts(c *call) error {
 		}
 		if err := c.editPorts(v, mine, d); err != nil {
 			e := c.refusal(err)
-			if i, ok := index(e.Target, "ports"); ok && do == "save" && i < len(of) {
-				d.Rows[of[i]].Error = e.Message
+			i, ok := index(e.Target, "ports")
+			if ok = ok && do == "save" && i < len(of); ok {
+				d.Rows[of[i]].Error = brief(e)
 			}
-			d.Failed = append(d.Failed, failure{v.ID.Name, e})
+			d.Failed = append(d.Failed, failure{v.ID.Name, e, ok})
 		}
 	}
 	if len(d.Failed) > 0 {
