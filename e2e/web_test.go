@@ -120,4 +120,7 @@ func TestPage(t *testing.T) {
 	if err != nil || said != "done" || len(looks) > 0 {
 		t.Fatalf("the browser ended with %v after %q:\n%s", err, said, &complaints)
 	}
+	if shots := os.Getenv("JITGATE_SCREENSHOTS"); shots != "" {
+		shrink(t, shots)
+	}
 }

@@ -94,6 +94,8 @@ func TestTabs(t *testing.T) {
 	alice := s.signedIn(s.token("alice", "JITRequester", control.Scope(strings.ToLower(machine("web1")))))
 	page = alice.page("/ui/vms")
 	has(t, page, `id="count-Configured">1<`, `id="count-NotConfigured">0<`)
+	lacks(t, page, ">Edit</a>", ">Log</a>")
+	has(t, b.page("/ui/vms"), ">Edit</a>", ">Log</a>")
 	if w := alice.get(link("vm", "id", machine("db1"))); w.Code != http.StatusForbidden {
 		t.Errorf("another machine: %d", w.Code)
 	}

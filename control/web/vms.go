@@ -21,8 +21,14 @@ type vmsData struct {
 	Scope  string
 	After  string // this page is behind this Key
 	Next   string // and the next one behind this; empty: there is none
-	VMs    []control.VMView
+	VMs    []vmRow
 	Error  *control.Error // the filter cannot be read
+}
+
+// vmRow is a machine of the list, and what the caller is offered.
+type vmRow struct {
+	control.VMView
+	MayEdit, MayRead bool
 }
 
 type tabData struct {
@@ -63,9 +69,13 @@ func vmsPage(c *call) error {
 		t.Count = counts[t.Tab]
 		d.Tabs = append(d.Tabs, t)
 	}
-	d.VMs, d.Next, err = c.Engine.ListVMs(c.ctx, c.caller, control.VMFilter{Scope: scope, Tab: d.Tab, Search: d.Search, After: d.After, Limit: pageRows})
+	page, next, err := c.Engine.ListVMs(c.ctx, c.caller, control.VMFilter{Scope: scope, Tab: d.Tab, Search: d.Search, After: d.After, Limit: pageRows})
 	if err != nil {
 		return err
+	}
+	d.Next = next
+	for _, v := range page {
+		d.VMs = append(d.VMs, vmRow{v, c.mayEdit(v.ID.Scope()), c.caller.May(control.ActionActivity, v.ID.Scope())})
 	}
 	return c.ok("vms", view{Title: "Virtual machines", Here: "vms", Live: true, Data: d})
 }

@@ -70,6 +70,7 @@ async function shot(page, name, options = {}) {
 	if (!SHOTS) return;
 	await page.emulateMedia({ colorScheme: options.dark ? "dark" : "light" });
 	await page.setViewportSize({ width: options.width ?? 1100, height: options.height ?? 620 });
+	await page.evaluate(() => document.activeElement.blur());
 	await page.screenshot({ path: `${SHOTS}/${name}.png` });
 	await page.emulateMedia({ colorScheme: "light" });
 	await page.setViewportSize({ width: 1280, height: 800 });
