@@ -53,7 +53,7 @@ var mayImport = map[string][]string{
 	"control/signer/keyvault": {},
 	"control/store":           {"control", "policy"},
 	"control/store/storetest": {"control", "control/store", "policy"},
-	"control/web":             {"control", "control/identity", "policy"},
+	"control/web":             {"control", "control/identity", "policy", "signin"},
 	"cmd/jitgate-control":     {"cli", "control", "control/agents", "control/api", "control/azure", "control/identity", "control/signer", "control/signer/keyvault", "control/store", "control/web", "policy"},
 
 	"packaging/manual": {},

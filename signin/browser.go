@@ -23,6 +23,67 @@ type returned struct {
 	err  error
 }
 
+// Begun is a signing in that a browser has yet to come back from. All of it but
+// Address is for who began it and nobody else.
+type Begun struct {
+	Address  string // to lead the browser to
+	Back     string // where it comes back to, and the issuer knows so
+	State    string // what it brings back
+	Verifier string // what the code is of use with
+}
+
+// Begin begins to sign in by a browser that comes back to an address of ours.
+func (p *Provider) Begin(back string) (Begun, error) {
+	if !p.HasBrowser() {
+		return Begun{}, errors.New("the issuer has no sign-in by the browser")
+	}
+	at, err := url.Parse(p.endpoints.Authorization)
+	if err != nil {
+		return Begun{}, err
+	}
+	b := Begun{Back: back, State: rand.Text() + rand.Text(), Verifier: rand.Text() + rand.Text()}
+	challenge := sha256.Sum256([]byte(b.Verifier))
+	q := at.Query()
+	for name, value := range map[string]string{
+		"response_type": "code", "client_id": p.ClientID, "redirect_uri": back, "scope": p.scope(), "state": b.State,
+		"code_challenge": base64.RawURLEncoding.EncodeToString(challenge[:]), "code_challenge_method": "S256",
+	} {
+		q.Set(name, value)
+	}
+	at.RawQuery = q.Encode()
+	b.Address = at.String()
+	return b, nil
+}
+
+// Finish gets the token for what the browser brought back.
+func (p *Provider) Finish(ctx context.Context, b Begun, q url.Values) (Token, error) {
+	if b.State == "" || subtle.ConstantTimeCompare([]byte(q.Get("state")), []byte(b.State)) != 1 {
+		return Token{}, errors.New("the browser came back from what was not begun here: begin again")
+	}
+	code, err := p.code(q)
+	if err != nil {
+		return Token{}, err
+	}
+	return p.redeem(ctx, b, code)
+}
+
+// code is what the issuer sends by the browser.
+func (p *Provider) code(q url.Values) (string, error) {
+	switch from := q.Get("iss"); {
+	case from != "" && from != p.endpoints.Issuer: // RFC 9207
+		return "", fmt.Errorf("the answer is from %s, not from %s", clip(from), p.URL)
+	case q.Get("error") != "":
+		return "", &Refusal{q.Get("error"), q.Get("error_description")}
+	case q.Get("code") == "":
+		return "", errors.New("the browser brought no code")
+	}
+	return q.Get("code"), nil
+}
+
+func (p *Provider) redeem(ctx context.Context, b Begun, code string) (Token, error) {
+	return p.token(ctx, url.Values{"grant_type": {"authorization_code"}, "code": {code}, "redirect_uri": {b.Back}, "code_verifier": {b.Verifier}})
+}
+
 // Browser signs in by the browser of this machine. open is called once, with
 // the address to show. The answer is taken on a loopback address, which only
 // this machine reaches; whoever else gets hold of the code has no use for it
@@ -39,11 +100,13 @@ func (p *Provider) Browser(ctx context.Context, open func(address string) error)
 	}
 	// Entra ID takes any port of localhost by this name, others by either.
 	back := fmt.Sprintf("http://localhost:%d/", listener.Addr().(*net.TCPAddr).Port)
-	state, verifier := rand.Text()+rand.Text(), rand.Text()+rand.Text()
-	challenge := sha256.Sum256([]byte(verifier))
+	b, err := p.Begin(back)
+	if err != nil {
+		return Token{}, err
+	}
 
 	came := make(chan returned, 1)
-	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10, Handler: p.callback(state, came)}
+	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10, Handler: p.callback(b.State, came)}
 	go server.Serve(listener)
 	defer func() {
 		// The browser shall have its page before the listener goes.
@@ -54,19 +117,7 @@ func (p *Provider) Browser(ctx context.Context, open func(address string) error)
 		}
 	}()
 
-	at, err := url.Parse(p.endpoints.Authorization)
-	if err != nil {
-		return Token{}, err
-	}
-	q := at.Query()
-	for name, value := range map[string]string{
-		"response_type": "code", "client_id": p.ClientID, "redirect_uri": back, "scope": p.scope(), "state": state,
-		"code_challenge": base64.RawURLEncoding.EncodeToString(challenge[:]), "code_challenge_method": "S256",
-	} {
-		q.Set(name, value)
-	}
-	at.RawQuery = q.Encode()
-	if err := open(at.String()); err != nil {
+	if err := open(b.Address); err != nil {
 		return Token{}, err
 	}
 	select {
@@ -74,7 +125,7 @@ func (p *Provider) Browser(ctx context.Context, open func(address string) error)
 		if r.err != nil {
 			return Token{}, r.err
 		}
-		return p.token(ctx, url.Values{"grant_type": {"authorization_code"}, "code": {r.code}, "redirect_uri": {back}, "code_verifier": {verifier}})
+		return p.redeem(ctx, b, r.code)
 	case <-ctx.Done():
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return Token{}, errors.New("nobody signed in in time: begin again")
@@ -96,16 +147,7 @@ func (p *Provider) callback(state string, came chan<- returned) http.Handler {
 			return
 		}
 		var answer returned
-		switch from := q.Get("iss"); {
-		case from != "" && from != p.endpoints.Issuer: // RFC 9207
-			answer.err = fmt.Errorf("the answer is from %s, not from %s", clip(from), p.URL)
-		case q.Get("error") != "":
-			answer.err = &Refusal{q.Get("error"), q.Get("error_description")}
-		case q.Get("code") == "":
-			answer.err = errors.New("the browser brought no code")
-		default:
-			answer.code = q.Get("code")
-		}
+		answer.code, answer.err = p.code(q)
 		select {
 		case came <- answer:
 		default: // a second one

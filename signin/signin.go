@@ -1,7 +1,7 @@
-// Package signin signs a person in at an OpenID Connect issuer, from a program
-// on their own machine: by a code they type in any browser (RFC 8628), or by
-// the browser beside the program (RFC 8252: authorization code with PKCE, to a
-// loopback address).
+// Package signin signs a person in at an OpenID Connect issuer: from a program
+// on their own machine, by a code they type in any browser (RFC 8628) or by the
+// browser beside the program (RFC 8252: authorization code with PKCE, to a
+// loopback address), or from a page, by the browser that shows it.
 //
 // What comes back is a bearer token for somebody else, who verifies it.
 // Nothing here looks into it to decide anything.
@@ -35,7 +35,8 @@ const (
 type Issuer struct {
 	URL       string   // as its tokens say it
 	Discovery string   // where its configuration is, if not below URL
-	ClientID  string   // of this program, which has no secret
+	ClientID  string   // of this program
+	Secret    string   // of the client; empty: none, what people run themselves has none
 	Scopes    []string // asked for
 	CA        []byte   // certificates to trust for it, PEM; nil: the system's
 }
@@ -162,6 +163,9 @@ func (p *Provider) call(r *http.Request, out any) error {
 // post sends a form.
 func (p *Provider) post(ctx context.Context, address string, form url.Values, out any) error {
 	form.Set("client_id", p.ClientID)
+	if p.Secret != "" {
+		form.Set("client_secret", p.Secret)
+	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, address, strings.NewReader(form.Encode()))
 	if err != nil {
 		return err

@@ -90,17 +90,18 @@ type limitsTOML struct {
 }
 
 type issuerTOML struct {
-	Issuer      string   `toml:"issuer"`
-	Discovery   string   `toml:"discovery"`
-	Audience    []string `toml:"audience"`
-	ClientID    string   `toml:"client_id"`
-	Scopes      []string `toml:"scopes"`
-	NameClaim   string   `toml:"name_claim"`
-	GroupsClaim string   `toml:"groups_claim"`
-	GroupPrefix string   `toml:"group_prefix"`
-	Tenants     []string `toml:"tenants"`
-	Entra       bool     `toml:"entra"`
-	CAFile      string   `toml:"ca_file"`
+	Issuer           string   `toml:"issuer"`
+	Discovery        string   `toml:"discovery"`
+	Audience         []string `toml:"audience"`
+	ClientID         string   `toml:"client_id"`
+	ClientSecretFile string   `toml:"client_secret_file"`
+	Scopes           []string `toml:"scopes"`
+	NameClaim        string   `toml:"name_claim"`
+	GroupsClaim      string   `toml:"groups_claim"`
+	GroupPrefix      string   `toml:"group_prefix"`
+	Tenants          []string `toml:"tenants"`
+	Entra            bool     `toml:"entra"`
+	CAFile           string   `toml:"ca_file"`
 }
 
 // loadSettings reads a settings file; without a path there are only defaults.
@@ -212,7 +213,10 @@ func (raw settingsTOML) settings() (s settings, err error) {
 		if len(o.Audience) == 0 {
 			return s, fmt.Errorf("oidc[%d].audience is missing: without one, a token meant for another service would be taken", i)
 		}
-		s.oidc = append(s.oidc, identity.Issuer{URL: o.Issuer, Discovery: o.Discovery, Audience: o.Audience, ClientID: o.ClientID, Scopes: o.Scopes, NameClaim: o.NameClaim,
+		if o.ClientSecretFile != "" && o.ClientID == "" {
+			return s, fmt.Errorf("oidc[%d].client_secret_file is of a client: set client_id as well", i)
+		}
+		s.oidc = append(s.oidc, identity.Issuer{URL: o.Issuer, Discovery: o.Discovery, Audience: o.Audience, ClientID: o.ClientID, ClientSecretFile: o.ClientSecretFile, Scopes: o.Scopes, NameClaim: o.NameClaim,
 			GroupsClaim: o.GroupsClaim, GroupPrefix: o.GroupPrefix, AllowedTenants: o.Tenants, Entra: o.Entra, CAFile: o.CAFile})
 	}
 	if s.azure != nil {

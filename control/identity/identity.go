@@ -238,3 +238,12 @@ func (id *Identity) Logins() []Login {
 	}
 	return logins
 }
+
+// ClientSecret is what this server has to prove to an issuer who it is with,
+// as the client of Logins; empty: nothing.
+func (id *Identity) ClientSecret(issuer string) string {
+	if p := id.issuers[issuer]; p != nil {
+		return p.secret
+	}
+	return ""
+}

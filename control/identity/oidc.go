@@ -45,6 +45,9 @@ type Issuer struct {
 	// ClientID is what people's programs are known as at the issuer, which lets
 	// them sign in; empty: they bring a token from elsewhere.
 	ClientID string
+	// ClientSecretFile has what this server proves to the issuer who it is with,
+	// where that wants it of a page; programs that people run have none.
+	ClientSecretFile string
 	// Scopes are what those programs ask for; empty: openid, profile and
 	// offline_access.
 	Scopes []string
@@ -89,6 +92,7 @@ type provider struct {
 	now    func() time.Time
 	client *http.Client
 	ca     []byte // the text of CAFile
+	secret string // what is in ClientSecretFile
 
 	mu      sync.Mutex
 	keys    []jose.JSONWebKey
@@ -126,7 +130,17 @@ func newProvider(i Issuer, now func() time.Time) (*provider, error) {
 			return nil, fmt.Errorf("%s has no certificate", i.CAFile)
 		}
 	}
-	p := &provider{Issuer: i, now: now, ca: pem, client: &http.Client{
+	secret := ""
+	if i.ClientSecretFile != "" {
+		text, err := os.ReadFile(i.ClientSecretFile)
+		if err != nil {
+			return nil, err
+		}
+		if secret = strings.TrimSpace(string(text)); secret == "" || strings.ContainsAny(secret, "\r\n") {
+			return nil, fmt.Errorf("%s is not one line with a secret", i.ClientSecretFile)
+		}
+	}
+	p := &provider{Issuer: i, now: now, ca: pem, secret: secret, client: &http.Client{
 		Transport: transport,
 		Timeout:   askingTakes,
 		CheckRedirect: func(r *http.Request, via []*http.Request) error {

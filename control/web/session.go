@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/jitgate/jitgate/control"
+	"github.com/jitgate/jitgate/control/identity"
 )
 
 // A session is a random secret, which the browser has as a cookie, and the
@@ -133,8 +134,9 @@ func (c *call) end() error {
 
 // signInData is what the page to sign in shows.
 type signInData struct {
-	Next  string
-	Error *control.Error
+	Next   string
+	Error  *control.Error
+	Logins []identity.Login
 }
 
 // ownPath is a path of the page that somebody may be led to, or where
@@ -164,31 +166,40 @@ func signInPage(c *call) error {
 	if err := c.authenticate(); err == nil {
 		return c.see(ownPath(c.r.URL.Query().Get("next")))
 	}
-	c.render(http.StatusOK, "sign-in", view{Title: "Sign in", Data: signInData{Next: ownPath(c.r.URL.Query().Get("next"))}})
+	return c.showSignIn(http.StatusOK, ownPath(c.r.URL.Query().Get("next")), nil)
+}
+
+func (c *call) showSignIn(status int, next string, e *control.Error) error {
+	c.render(status, "sign-in", view{Title: "Sign in", Data: signInData{Next: next, Error: e, Logins: c.Identity.Logins()}})
 	return nil
 }
 
-// signIn begins a session for whom a token is of. Addresses that keep failing
-// are told to wait.
+// signIn begins a session for whom a token is of.
 func signIn(c *call) error {
 	bearer := strings.TrimSpace(c.r.PostForm.Get("token"))
 	next := ownPath(c.r.PostForm.Get("next"))
 	_, err := c.Identity.Authenticate(c.ctx, bearer)
-	if err == nil {
-		if err = c.begin(bearer); err == nil {
-			return c.see(next)
-		}
+	if bearer == "" {
+		err = control.Refuse(control.Unknown, "InvalidAuthenticationToken", "Paste a token.")
 	}
+	if err == nil {
+		err = c.begin(bearer)
+	}
+	if err != nil {
+		return c.notSignedIn(next, err)
+	}
+	return c.see(next)
+}
+
+// notSignedIn says why. Addresses that keep failing are told to wait.
+func (c *call) notSignedIn(next string, err error) error {
 	e := c.refusal(err)
 	if e.Kind == control.Unknown {
 		if wait := c.Identity.AllowAddress(c.Address(c.r)); wait > 0 {
 			e = control.AsError(c.tooMany(wait))
-		} else if bearer == "" {
-			e = control.Refuse(control.Unknown, e.Code, "Paste a token.")
 		}
 	}
-	c.render(statusOf(e), "sign-in", view{Title: "Sign in", Data: signInData{Next: next, Error: e}})
-	return nil
+	return c.showSignIn(statusOf(e), next, e)
 }
 
 func signOut(c *call) error {

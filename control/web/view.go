@@ -67,6 +67,7 @@ var functions = template.FuncMap{
 	"state":    stateOf,
 	"spell":    spell,
 	"last":     lastPart,
+	"host":     func(address string) string { return strings.SplitN(strings.TrimPrefix(address, "https://"), "/", 2)[0] },
 	"group": func(id control.VMID) string {
 		return "/subscriptions/" + id.Subscription + "/resourceGroups/" + id.Group
 	},

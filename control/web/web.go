@@ -66,6 +66,7 @@ type Web struct {
 
 	mu      sync.Mutex
 	streams map[string]int // open live pages by principal
+	issuers map[string]opened
 }
 
 // New makes the page.
@@ -77,7 +78,7 @@ func New(c Config) (*Web, error) {
 		c.Now = time.Now
 	}
 	w := &Web{Config: c, mux: http.NewServeMux(), origins: http.NewCrossOriginProtection(),
-		beat: 10 * time.Second, pause: 500 * time.Millisecond, streams: map[string]int{}}
+		beat: 10 * time.Second, pause: 500 * time.Millisecond, streams: map[string]int{}, issuers: map[string]opened{}}
 	var err error
 	if w.templates, err = parseTemplates(); err != nil {
 		return nil, fmt.Errorf("web: %w", err)
@@ -97,6 +98,8 @@ func (w *Web) routes() {
 	w.open("GET /ui/sign-in", signInPage)
 	w.open("POST /ui/sign-in", signIn)
 	w.open("POST /ui/sign-out", signOut)
+	w.open("GET /ui/sign-in/issuer", goToIssuer)
+	w.open("GET "+callbackPath, comeBack)
 	// With one.
 	for pattern, f := range map[string]func(*call) error{
 		"GET /ui/vms":                    vmsPage,
