@@ -43,7 +43,7 @@ func TestWrongSettings(t *testing.T) {
 		{"[limits]\nrate = -1.0", "not negative"},
 		{"[[oidc]]\nissuer = \"http://a\"\naudience = [\"b\"]", "oidc[0].issuer"},
 		{"[[oidc]]\nissuer = \"https://a\"", "oidc[0].audience is missing"},
-		{"[[oidc]]\nissuer = \"https://a\"\naudience = [\"b\"]\nclient_secret_file = \"settings_test.go\"", "oidc[0].client_secret_file: "},
+		{"[[oidc]]\nissuer = \"https://a\"\naudience = [\"b\"]\nclient_secret_file = \"secret\"", "oidc[0].client_secret_file is of a client"},
 		{"[azure]\n", "azure.subscriptions"},
 	} {
 		_, err := parseSettings([]byte(c.text))
