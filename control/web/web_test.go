@@ -265,11 +265,24 @@ func TestSession(t *testing.T) {
 	thief := s.browser()
 	thief.cookies[cookieName] = b.cookies[cookieName]
 	thief.page("/ui/vms")
+	// So does a session on another replica, which knows it from the store.
+	replica, err := New(s.web.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := *s
+	elsewhere.web = replica
+	beside := &browser{site: &elsewhere, cookies: b.cookies}
+	beside.page("/ui/vms")
 	if w := b.post("/ui/sign-out"); w.Code != http.StatusSeeOther || len(b.cookies) != 0 {
 		t.Errorf("signing out answers %d and leaves %v", w.Code, b.cookies)
 	}
 	if w := thief.get("/ui/vms"); w.Code != http.StatusSeeOther {
 		t.Errorf("a copy of the cookie of a session that was ended: %d", w.Code)
+	}
+	beside.cookies = thief.cookies
+	if w := beside.get("/ui/vms"); w.Code != http.StatusSeeOther {
+		t.Errorf("on another replica a session that was ended: %d", w.Code)
 	}
 	// Neither does a session outlive its time,
 	late := s.signedIn(s.owner)
