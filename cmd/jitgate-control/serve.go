@@ -527,6 +527,7 @@ func (sv *server) goOn(w io.Writer, s settings, port, words string) {
 	fmt.Fprintf(w, `
 Ask it something:
   curl%s -H "Authorization: Bearer $(cat %s)" %s/api/v1/vms
+Open %[3]s/ in a browser, and sign in with the same token.
 Azure's SDKs: %[3]s is the endpoint of Resource Manager, the token goes into
   a credential of yours%[4]s.
 People:

@@ -56,7 +56,7 @@ func TestServe(t *testing.T) {
 	r := start(t, dir)
 	c := r.client(t)
 	admin := r.token(t, adminTokenFile)
-	for path, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/openapi.json": 200, "/": 200, "/ui/page.css": 200, "/metrics": 401, "/api/v1/vms": 401, policy1 + version1: 401, "/agent/v1/nothing": 404, "/nothing": 404} {
+	for path, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/openapi.json": 200, "/": 200, "/ui/page.css": 200, "/ui/nothing": 404, "/metrics": 401, "/api/v1/vms": 401, policy1 + version1: 401, "/agent/v1/nothing": 404, "/nothing": 404} {
 		if status, body := r.ask(t, c, "GET", path, "", ""); status != want {
 			t.Errorf("GET %s: %d %v, want %d", path, status, body, want)
 		}
