@@ -667,7 +667,7 @@ func TestBreakGlassPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The host's commands, on a host whose settings lie elsewhere.
-	shim := fmt.Sprintf("#!/bin/sh\ncase $1 in\nstatus|inbox|doctor) exec %s \"$@\" --config %s;;\nesac\nexec %[1]s \"$@\"\n", h.program, h.config())
+	shim := fmt.Sprintf("#!/bin/sh\ncase $1 in\nstatus|inbox|doctor|audit) exec %s \"$@\" --config %s;;\nesac\nexec %[1]s \"$@\"\n", h.program, h.config())
 	if err := os.WriteFile(filepath.Join(bin, "jitgate"), []byte(shim), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -706,7 +706,7 @@ func TestBreakGlassPage(t *testing.T) {
 		"inspect --qr":    {"▀"},
 		"<grants.txt":     {"in force: grants version 1188"},
 		"--revoke all":    {"in force: grants version 1189; nothing is open"},
-		"jq -c":           {`"document.delivered"`, `"grant.opened"`, `"grant.revoked"`},
+		"audit list":      {"document.delivered", "grant.opened", "grant.revoked"},
 	} {
 		found := false
 		for block, out := range said {

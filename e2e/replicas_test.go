@@ -148,6 +148,7 @@ func TestReplicasOverPostgreSQL(t *testing.T) {
 	// Requests without a pause, each for a source of its own.
 	asking, stopAsking := context.WithCancel(ctx)
 	var acknowledged []string
+	var through atomic.Int64 // how many of them
 	var failed int
 	done := make(chan struct{})
 	go func() {
@@ -159,16 +160,21 @@ func TestReplicasOverPostgreSQL(t *testing.T) {
 			switch {
 			case err == nil:
 				acknowledged = append(acknowledged, *answer.VirtualMachines[0].Ports[0].AllowedSourceAddressPrefix)
+				through.Add(1)
 			case !errors.Is(err, context.Canceled):
 				failed++
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
 	}()
-	time.Sleep(500 * time.Millisecond)
+	some := func() {
+		seen := through.Load()
+		until(t, 3*patience, "requests should go through", func() bool { return through.Load() >= seen+8 })
+	}
+	some()
 	f.replicas[0].kill()
 	f.alive.Store(1)
-	time.Sleep(time.Second)
+	some()
 	f.database.Kill(t)
 	time.Sleep(time.Second)
 	f.database.Start(t)
@@ -176,7 +182,7 @@ func TestReplicasOverPostgreSQL(t *testing.T) {
 		_, err := c.Get(ctx, group, location, policyName, nil)
 		return err == nil
 	})
-	time.Sleep(500 * time.Millisecond)
+	some()
 	stopAsking()
 	<-done
 
@@ -193,10 +199,7 @@ func TestReplicasOverPostgreSQL(t *testing.T) {
 			t.Errorf("the request for %s was acknowledged and is lost", source)
 		}
 	}
-	t.Logf("%d requests acknowledged, %d refused meanwhile", len(acknowledged), failed)
-	if len(acknowledged) < 20 {
-		t.Errorf("only %d requests went through: this shows little", len(acknowledged))
-	}
+	t.Logf("%d requests acknowledged, %d failed meanwhile", len(acknowledged), failed)
 
 	// Nobody had to help: the machine is on the other replica by itself.
 	if _, err := c.Initiate(ctx, group, location, policyName, asks(vmID, 22, bob4, time.Now().Add(time.Hour)), nil); err != nil {
