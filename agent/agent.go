@@ -205,6 +205,7 @@ func (a *Agent) Step(ctx context.Context) (next firewall.BootTime, err error) {
 		}
 		a.problem = also(a.problem, a.unsettled)
 		a.next = next
+		a.keepUses()
 	}()
 	a.settleInstall(ctx)
 	if a.applied {

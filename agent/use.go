@@ -290,8 +290,12 @@ func (a *Agent) hear(ctx context.Context, look bool) {
 }
 
 // lastGlance is how long before the end of an opening its counter is read: the
-// platform drops both together.
-const lastGlance = 500 * time.Millisecond
+// platform drops both together. A look that is no older than recently then is
+// enough, so that many ends do not take as many looks.
+const (
+	lastGlance = 500 * time.Millisecond
+	recently   = 1500 * time.Millisecond
+)
 
 // glance returns when the counters are to be read before something ends that
 // nobody is known to have used, and has the pass do so whose time that is.
@@ -303,7 +307,7 @@ func (a *Agent) glance() firewall.BootTime {
 		case a.uses.proven(id):
 		case now < at:
 			next = min(next, at)
-		case a.observed < at:
+		case a.observed < at.Add(-recently):
 			a.doubt()
 		}
 	}
@@ -335,8 +339,8 @@ func (a *Agent) settleUses(ctx context.Context, before map[string]granted) []aud
 			a.countCut(u, ending)
 		}
 	}
-	if len(ending) > 0 || !a.looked {
-		a.hear(ctx, true)
+	if look := a.mustLook(ending); look || !a.looked {
+		a.hear(ctx, look)
 		a.looked = true
 	}
 	var events []audit.Event
@@ -366,8 +370,15 @@ func (a *Agent) settleUses(ctx context.Context, before map[string]granted) []aud
 	if len(ending) > 0 {
 		a.usesChanged = true
 	}
-	a.keepUses()
 	return events
+}
+
+// mustLook reports whether the platform's whole table of connections is to be
+// read, which takes milliseconds: where connections of a grant that ends go on,
+// or are left from an earlier agent. Of the others it has told everything.
+func (a *Agent) mustLook(ending uses) bool {
+	unsure := func(u *use) bool { return len(u.Flows) > 0 || u.Sum.Partial }
+	return slices.ContainsFunc(ending, unsure) || !a.looked && slices.ContainsFunc(a.uses, func(u *use) bool { return u.loaded && (!u.Ended || unsure(u)) })
 }
 
 // countCut counts the sessions that end with a grant: those open so far that

@@ -55,6 +55,8 @@ type tracker struct {
 	now   func() firewall.BootTime
 	dump  *transport
 	ports []firewall.Port // the kernel tells of connections to these
+	// silent says that it tells of none: somebody switched that off.
+	silent bool
 
 	mu    sync.Mutex
 	flows map[firewall.FlowID]*tracked
@@ -106,7 +108,7 @@ func (t *tracker) listen(ports []firewall.Port) error {
 	if err := raw.Control(func(fd uintptr) { failed = attach(int(fd), ports) }); err != nil || failed != nil {
 		return errors.Join(err, os.NewSyscallError("setsockopt", failed))
 	}
-	t.ports = ports
+	t.ports, t.silent = ports, !eventsOn()
 	return nil
 }
 
@@ -263,6 +265,7 @@ func (f flow) guardedPort(ports []firewall.Port) (uint16, bool) {
 // look reads conntrack's whole table. A connection that is known and not there
 // is gone; its event may be under way, unless some were lost.
 func (t *tracker) look() error {
+	t.silent = !eventsOn()
 	seen := map[firewall.FlowID]bool{}
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		err := t.dump.read(conntrackType(msgGet), generic(family, 0), func(data []byte) error {
@@ -313,16 +316,29 @@ func (b *Backend) Flows(_ context.Context, look bool) (out firewall.Flows, err e
 			return firewall.Flows{Incomplete: true}, err
 		}
 	}
+	t.mu.Lock()
+	out.Incomplete = t.lost || t.silent
+	t.lost = t.lost && !look
+	nothing := !look && !t.anyChanged()
+	t.mu.Unlock()
+	if nothing { // as before nearly every opening, which waits for this
+		return out, nil
+	}
 	own, err := ownAddresses()
 	if err != nil {
 		return firewall.Flows{Incomplete: true}, err
 	}
-	t.mu.Lock()
-	out.Incomplete = t.lost || !eventsOn()
-	t.lost = t.lost && !look
-	t.mu.Unlock()
 	out.List = t.take(look, own)
 	return out, nil
+}
+
+func (t *tracker) anyChanged() bool {
+	for _, known := range t.flows {
+		if known.changed {
+			return true
+		}
+	}
+	return false
 }
 
 // eventsOn reports whether conntrack tells of connections to those who listen.
