@@ -125,7 +125,7 @@ ip netns exec "$vm" "$(command -v sshd || echo /usr/sbin/sshd)" -D -e -f "$dir/s
 sshd=$!
 
 for _ in $(seq 200); do # a busy machine takes its time
-	grep -q "Server listening" "$dir/sshd.log" && break
+	grep -qs "Server listening" "$dir/sshd.log" && break
 	sleep 0.05
 done
 
@@ -246,7 +246,7 @@ follow_control() {
 follows() { "$jitgate" status --json --config "$dir/follower.toml" | jq -e '.documents[] | select(.document == "policy" and .version > 0)'; }
 operator() { "$dir/operator" "$jitgate" "$@"; }
 initiated() { api GET "$jit" | jq -e '[.properties.requests[].virtualMachines[].ports[].status] | any(. == "Initiated")'; }
-nothing_open() { [ "$(operator requests list --open --json)" = "[]" ]; }
+nothing_open() { "$jitgate" status --json --config "$dir/follower.toml" | jq -e '.openings == [] or .openings == null'; }
 
 ask_control() {
 	local from answer
