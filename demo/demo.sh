@@ -295,7 +295,7 @@ left_running() {
 	eventually curl -sS --fail --cacert "$dir/plane/tls/ca.pem" https://localhost:8443/readyz
 	cat <<-END
 
-		The page:          https://localhost:8443/  (its certificate is its own: $dir/plane/tls/ca.pem)
+		The page:          https://localhost:8443/ui/  (its certificate is its own: $dir/plane/tls/ca.pem)
 		Sign in with:      $(cat "$dir/plane/admin.token")
 		The command line:  $dir/operator $jitgate vm list
 		                   $dir/operator $jitgate ssh vm -- -F $dir/ssh_config
