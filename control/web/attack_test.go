@@ -221,6 +221,12 @@ func TestThreatTakesSession(t *testing.T) {
 	if w := victim.do(r); w.Code != http.StatusSeeOther {
 		t.Errorf("with two cookies: %d", w.Code)
 	}
+	r = httptest.NewRequest("GET", here+"/ui/vms", nil)
+	r.AddCookie(victim.cookies[cookieName])
+	r.AddCookie(&planted)
+	if w := (&browser{site: s, cookies: map[string]*http.Cookie{}}).do(r); w.Code != http.StatusSeeOther {
+		t.Errorf("with two cookies, the good one first: %d", w.Code)
+	}
 	for _, value := range []string{"", "x", strings.Repeat("A", 43), strings.Repeat("A", 4000), secret[:42] + "=", secret + "A"} {
 		thief := s.browser()
 		thief.cookies[cookieName] = &http.Cookie{Name: cookieName, Value: value}

@@ -216,7 +216,21 @@ func TestEnable(t *testing.T) {
 			t.Errorf("%s by default: %+v, %v", id.Name, v.Ports, err)
 		}
 	}
+	// What the form has no word for stays.
+	forwarded := rule(22, "*", "PT1H")
+	forwarded.MappedPort = 2222
+	if _, err := s.engine.EditPorts(t.Context(), s.admin, linux, []control.PortRule{forwarded}, ""); err != nil {
+		t.Fatal(err)
+	}
+	led(t, b.post("/ui/ports", append([]string{"vm", linux.String(), "rows", "1", "do", "save"}, row("0", "22", "*", "PT2H")...)...))
+	if v, err := s.engine.GetVM(t.Context(), s.admin, linux); err != nil || v.Ports[0].MappedPort != 2222 || v.Ports[0].MaxDuration != "PT2H" {
+		t.Errorf("edited: %+v, %v", v.Ports, err)
+	}
 	// Who may not is refused, and the page does not offer it.
+	if _, err := s.engine.PutRole(t.Context(), s.admin, control.Role{Name: "Stock", Actions: []string{string(control.ActionVMRead), string(control.ActionVMWrite)}}); err != nil {
+		t.Fatal(err)
+	}
+	lacks(t, s.signedIn(s.token("stock", "Stock", control.Everywhere)).page(link("vm", "id", id)), "Edit</a>")
 	bob := s.signedIn(s.token("bob", "JITRequester", control.Everywhere))
 	lacks(t, bob.page(link("vm", "id", id)), "Edit</a>")
 	if w := bob.post("/ui/ports", "vm", id.String(), "rows", "0", "do", "off"); w.Code != http.StatusForbidden {
@@ -314,6 +328,8 @@ func TestApproval(t *testing.T) {
 	page := alice.page(to)
 	has(t, page, "waits for approval", "Somebody else has to approve this.", "Close now")
 	lacks(t, page, "Approve or deny")
+	own := led(t, carol.post("/ui/request", append(form, "justification", "mine")...))
+	lacks(t, carol.page(own), "Approve or deny")
 	has(t, carol.page("/ui/requests?show=waiting"), to)
 	has(t, carol.page(to), "Approve or deny")
 	if w := alice.post(to + "/approve"); w.Code != http.StatusForbidden {
@@ -361,6 +377,15 @@ func TestActivity(t *testing.T) {
 	}
 	if i := slices.IndexFunc(rows, func(r []string) bool { return r[2] == "request.initiated" }); i < 0 || rows[i][15] != "'=1+1" {
 		t.Errorf("the download has %v", rows)
+	}
+	// All of it, however much that is.
+	if err := s.store.Update(t.Context(), func(tx control.Tx) error {
+		return tx.AppendActivity(make([]control.Activity, 2*linesRead)...)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if rows, err := csv.NewReader(b.get("/ui/activity.csv").Body).ReadAll(); err != nil || len(rows) < 2*linesRead {
+		t.Errorf("the download of all has %d rows, %v", len(rows), err)
 	}
 	if w := s.signedIn(s.token("alice", "JITRequester", control.Everywhere)).get("/ui/activity.csv"); w.Code != http.StatusForbidden {
 		t.Errorf("by who may not: %d", w.Code)
