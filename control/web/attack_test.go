@@ -377,6 +377,13 @@ func TestLive(t *testing.T) {
 		return ""
 	}
 	next(": alive")
+	for range 2 { // nothing happens: the page is not sent again
+		for lines.Scan() && lines.Text() != ": alive" {
+			if strings.HasPrefix(lines.Text(), "data: ") {
+				t.Fatal("a page that is the same was sent")
+			}
+		}
+	}
 	if _, err := s.engine.Revoke(t.Context(), s.admin, strings.TrimPrefix(to, Prefix+"requests/"), "enough"); err != nil {
 		t.Fatal(err)
 	}
