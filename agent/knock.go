@@ -17,7 +17,7 @@ import (
 // are: at most knockBurst at once, and one more for every knockRefill that
 // passes. What gets no line of its own is summed up in one for all.
 const (
-	knockEvery  = 10 * time.Second // how often the counts are read
+	knockEvery  = 10 * time.Second // the counts are read with a pass, at most that often
 	knockBurst  = 60
 	knockRefill = time.Minute
 	knockAgain  = 10 * time.Minute // until the same source and port get another line
@@ -197,14 +197,15 @@ func (k *knocks) load(s savedKnocks) {
 
 // tellKnocks records who was denied.
 func (a *Agent) tellKnocks(ctx context.Context) error {
-	if a.mode().Mode == Off || !a.applied {
+	now := a.Clock.Boot()
+	if a.mode().Mode == Off || !a.applied || a.knocks.told != nil && now.Sub(a.knocks.looked) < knockEvery {
 		return nil
 	}
 	d, err := a.Backend.Denied(ctx)
-	if err != nil || a.knocks.nothingNew(d.Packets, a.Clock.Boot()) {
+	if err != nil || a.knocks.nothingNew(d.Packets, now) {
 		return err
 	}
-	named, others, sources := a.knocks.look(d, a.Clock.Boot(), func(door firewall.Door) bool { _, ok := a.differs(door); return ok })
+	named, others, sources := a.knocks.look(d, now, func(door firewall.Door) bool { _, ok := a.differs(door); return ok })
 	verb := "was denied"
 	if a.mode().Mode != Enforce {
 		verb = "would be denied"

