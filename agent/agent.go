@@ -102,7 +102,7 @@ type Agent struct {
 	kept     firewall.BootTime // when it was saved last
 	live     map[string]granted
 
-	metrics     metrics
+	metrics     *metrics
 	uses        uses
 	addresses   formerAddresses
 	knocks      knocks
@@ -481,7 +481,7 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	if !plan.Empty() {
 		began := time.Now()
 		err := a.Backend.Apply(ctx, plan)
-		a.metrics.apply.Observe(time.Since(began).Seconds())
+		a.metrics.took(time.Since(began))
 		if err != nil {
 			a.known = false
 			return errors.Join(problem, fmt.Errorf("apply: %w", err), a.record(ctx, a.tellDrift(plan)))
