@@ -437,7 +437,7 @@ func (a *Agent) loadUses() {
 	sameBoot := found && saved.BootID == a.Clock.BootID && saved.BootID != ""
 	for _, u := range a.uses {
 		u.loaded = true
-		for sameBoot == false && len(u.Flows) > 0 {
+		for !sameBoot && len(u.Flows) > 0 {
 			u.Sum.Partial = u.Sum.Partial || u.Flows[0].Open
 			u.fold(0)
 		}

@@ -145,7 +145,8 @@ type signInData struct {
 func ownPath(s string) string {
 	const begin = Prefix + "vms"
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || u.Opaque != "" ||
+	// Browsers read a backslash as a slash.
+	if err != nil || strings.ContainsAny(s, "\\\r\n") || u.Scheme != "" || u.Host != "" || u.User != nil || u.Opaque != "" ||
 		!strings.HasPrefix(u.Path, Prefix) || path.Clean(u.Path) != u.Path {
 		return begin
 	}
