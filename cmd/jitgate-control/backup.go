@@ -430,6 +430,9 @@ func (d directory) verify(ctx context.Context, s settings, m manifest) error {
 	if err != nil || !there {
 		return err
 	}
+	if err := store.Check(ctx, d.path(databaseFile)); err != nil {
+		return err
+	}
 	kept, err := store.Open(ctx, d.path(databaseFile), hclog.NewNullLogger())
 	if err != nil {
 		return err

@@ -4,14 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime"
 )
 
 // errOwnBackup is said of PostgreSQL, which has better ways of its own.
-var errOwnBackup = errors.New("a PostgreSQL database is backed up with pg_dump, or with its log archived, and restored with pg_restore")
+var errOwnBackup = errors.New("a PostgreSQL database is backed up with pg_dump, or with its log archived")
 
 // Backup copies the database in the file that dsn names to a new file, as it
 // stands now: whoever has it open goes on. The copy is whole, checked and on
@@ -40,47 +39,7 @@ func Backup(ctx context.Context, dsn, destination string) (err error) {
 		if _, err := db.ExecContext(ctx, "VACUUM INTO ?", part.Name()); err != nil {
 			return fmt.Errorf("copying %s: %w", source, err)
 		}
-		return checkFile(ctx, part.Name())
-	})
-}
-
-// Restore makes the database that dsn names of a file that Backup wrote. There
-// must be none yet: nothing is overwritten.
-func Restore(ctx context.Context, backup, dsn string) (err error) {
-	if isPostgres(dsn) {
-		return errOwnBackup
-	}
-	destination, err := realPath(dsn)
-	if err != nil {
-		return err
-	}
-	if err := checkLocal(filepath.Dir(destination)); err != nil {
-		return fmt.Errorf("%s: %w", destination, err)
-	}
-	unlock, err := lockFile(destination + ".lock")
-	if err != nil {
-		return fmt.Errorf("%s: %w", destination, err)
-	}
-	defer unlock()
-	// A log that is left of another database would be played into this one.
-	for _, name := range []string{destination, destination + "-wal", destination + "-shm", destination + "-journal"} {
-		if err := absent(name); err != nil {
-			return err
-		}
-	}
-	if err := absent(backup + "-wal"); err != nil {
-		return fmt.Errorf("%s is a database in use, or a copy of its file alone, which lacks what was written last: take a file that was made as a backup (%w)", backup, err)
-	}
-	source, err := os.Open(backup)
-	if err != nil {
-		return err
-	}
-	defer source.Close()
-	return placed(destination, func(part *os.File) error {
-		if _, err := io.Copy(part, source); err != nil {
-			return err
-		}
-		return checkFile(ctx, part.Name())
+		return Check(ctx, part.Name())
 	})
 }
 
@@ -114,9 +73,9 @@ func placed(path string, write func(*os.File) error) (err error) {
 	return syncDir(dir)
 }
 
-// checkFile refuses a file that is no whole database of ours, or is one of a
-// newer program.
-func checkFile(ctx context.Context, path string) error {
+// Check refuses a file that is no whole database of ours, or is one of a newer
+// program. Nobody may have it open: it is read without a lock.
+func Check(ctx context.Context, path string) error {
 	db, err := openFile(path, "mode=ro", "immutable=1")
 	if err != nil {
 		return err

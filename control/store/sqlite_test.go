@@ -275,8 +275,8 @@ func TestSchemaThatIsNotOurs(t *testing.T) {
 		if _, err := store.Open(t.Context(), path, hclog.NewNullLogger()); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if err := store.Restore(t.Context(), path, path+"2"); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s, restored: %v", name, err)
+		if err := store.Check(t.Context(), path); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s, checked: %v", name, err)
 		}
 	}
 	// A migration that fails leaves nothing of itself, and no lock.
@@ -306,7 +306,7 @@ func TestVersion(t *testing.T) {
 
 func TestBackup(t *testing.T) {
 	dir := t.TempDir()
-	path, copied, again := filepath.Join(dir, "control.db"), filepath.Join(dir, "copy"), filepath.Join(dir, "again.db")
+	path, copied := filepath.Join(dir, "control.db"), filepath.Join(dir, "copy")
 	kill, acknowledged := writer(t, path) // another process has it open and writes
 	for range 20 {
 		acknowledged()
@@ -326,11 +326,15 @@ func TestBackup(t *testing.T) {
 	if info, err := os.Stat(copied); err != nil || info.Mode() != 0o600 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
-	if err := store.Restore(t.Context(), copied, again); err != nil {
+	if err := store.Check(t.Context(), copied); err != nil {
 		t.Fatal(err)
 	}
-	s := storetest.Open(t, again)
-	err := s.View(t.Context(), func(x control.Tx) error {
+	whole, err := os.ReadFile(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := storetest.Open(t, copied)
+	err = s.View(t.Context(), func(x control.Tx) error {
 		all, err := x.Activity(control.ActivityFilter{})
 		if len(all) < 20 || len(all) > n+2000 {
 			t.Errorf("%d lines in the copy", len(all))
@@ -343,28 +347,19 @@ func TestBackup(t *testing.T) {
 	writeLines(t, s)
 
 	refused := map[string]error{
-		"over a file":                  store.Backup(t.Context(), path, copied),
-		"over the database":            store.Backup(t.Context(), path, path),
-		"of nothing":                   store.Backup(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "x")),
-		"to nowhere":                   store.Backup(t.Context(), path, filepath.Join(dir, "none", "x")),
-		"of PostgreSQL":                store.Backup(t.Context(), "postgres://localhost/x", filepath.Join(dir, "x")),
-		"restored to PostgreSQL":       store.Restore(t.Context(), copied, "postgresql://localhost/x"),
-		"restored over a database":     store.Restore(t.Context(), copied, path),
-		"restored over an open one":    store.Restore(t.Context(), copied, again),
-		"restored from one in use":     store.Restore(t.Context(), again, filepath.Join(dir, "x")),
-		"restored from no database":    store.Restore(t.Context(), "backup.go", filepath.Join(dir, "x")),
-		"restored from nothing":        store.Restore(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "x")),
-		"restored beside a log's rest": nil,
-	}
-	if err := os.WriteFile(filepath.Join(dir, "y-wal"), nil, 0o600); err != nil {
-		t.Fatal(err)
+		"over a file":          store.Backup(t.Context(), path, copied),
+		"over the database":    store.Backup(t.Context(), path, path),
+		"of nothing":           store.Backup(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "x")),
+		"to nowhere":           store.Backup(t.Context(), path, filepath.Join(dir, "none", "x")),
+		"of PostgreSQL":        store.Backup(t.Context(), "postgres://localhost/x", filepath.Join(dir, "x")),
+		"checked, no database": store.Check(t.Context(), "backup.go"),
+		"checked, not there":   store.Check(t.Context(), filepath.Join(dir, "none")),
 	}
 	bare := filepath.Join(dir, "bare")
 	if err := raw(t, bare, "CREATE TABLE schema_version (version, name, sum)"); err != nil {
 		t.Fatal(err)
 	}
-	refused["restored from one without a schema"] = store.Restore(t.Context(), bare, filepath.Join(dir, "x"))
-	refused["restored beside a log's rest"] = store.Restore(t.Context(), copied, filepath.Join(dir, "y"))
+	refused["checked, without a schema"] = store.Check(t.Context(), bare)
 	for name, err := range refused {
 		if err == nil {
 			t.Errorf("%s: not refused", name)
@@ -374,18 +369,14 @@ func TestBackup(t *testing.T) {
 		t.Error(err)
 	}
 	// A damaged backup, in its middle: pages of another kind of tree.
-	b, err := os.ReadFile(copied)
-	if err != nil {
+	for i := len(whole) / 2; i < len(whole)/2+8192; i++ {
+		whole[i] ^= 0xff
+	}
+	if err := os.WriteFile(filepath.Join(dir, "damaged"), whole, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for i := len(b) / 2; i < len(b)/2+8192; i++ {
-		b[i] ^= 0xff
-	}
-	if err := os.WriteFile(filepath.Join(dir, "damaged"), b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := store.Restore(t.Context(), filepath.Join(dir, "damaged"), filepath.Join(dir, "x")); err == nil {
-		t.Error("a damaged backup was restored")
+	if err := store.Check(t.Context(), filepath.Join(dir, "damaged")); err == nil {
+		t.Error("a damaged backup is taken for a whole one")
 	}
 	left, err := filepath.Glob(filepath.Join(dir, "x*"))
 	if err != nil {
