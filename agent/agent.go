@@ -88,8 +88,9 @@ type Agent struct {
 	have     firewall.Observed
 	known    bool // have is what the firewall holds
 	observed firewall.BootTime
-	applied  bool // the first pass is through
-	drift    bool // somebody else changed the guard, and it is not mended yet
+	applied  bool              // the first pass is through
+	drift    bool              // somebody else changed the guard, and it is not mended yet
+	opened   firewall.BootTime // when something was opened last; 0: nothing yet
 	// driftTold says that the record has it.
 	driftTold bool
 	culprit   firewall.Alteration
@@ -512,6 +513,9 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 		return also(problem, a.record(ctx, story.always))
 	}
 	a.forgetExpired()
+	if len(story.opened) > 0 {
+		a.opened = a.Clock.Boot()
+	}
 	return a.record(ctx, append(story.opened, story.always...))
 }
 

@@ -61,6 +61,11 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	for {
 		a.Supervisor.alive()
 		next := a.next
+		// Whoever was let in connects now; that it comes from elsewhere is to be
+		// told while somebody waits.
+		if glance := a.opened.Add(knockEvery + time.Second); a.opened != 0 && a.Clock.Boot() < glance {
+			next = min(next, glance)
+		}
 		if within := a.Supervisor.Within; within > 0 {
 			next = min(next, a.Clock.Boot().Add(within/3))
 		}
