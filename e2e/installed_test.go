@@ -319,9 +319,9 @@ func TestInstalled(t *testing.T) {
 	m.write(settings, good+"[contrl]\n")
 	m.fails("", "systemctl", "reload", "jitgate")
 	line := strings.Count(good, "\n") + 1
-	if log := m.run("journalctl", "-u", "jitgate", "-n", "20", "-o", "cat", "--no-pager"); !strings.Contains(log, fmt.Sprintf("agent.toml:%d: unknown key", line)) {
-		t.Errorf("the journal does not say what is wrong in line %d:\n%s", line, log)
-	}
+	until(t, patience, fmt.Sprintf("the journal should say what is wrong in line %d", line), func() bool {
+		return strings.Contains(m.run("journalctl", "-u", "jitgate", "-n", "50", "-o", "cat", "--no-pager"), fmt.Sprintf("agent.toml:%d: unknown key", line))
+	})
 	m.run("systemctl", "is-active", "jitgate")
 	same("reload of wrong settings")
 	m.write(settings, strings.Replace(good, "[22]", "[22, 2222]", 1))
