@@ -58,7 +58,7 @@ func (o *operator) run(name string, args ...string) (stdout, stderr string, code
 	if err := o.h.outside.start(cmd); err != nil {
 		o.h.t.Fatal(err)
 	}
-	defer time.AfterFunc(3*patience, func() { cmd.Process.Kill() }).Stop()
+	defer time.AfterFunc(6*patience, func() { cmd.Process.Kill() }).Stop()
 	var failed *exec.ExitError
 	if err := cmd.Wait(); err != nil && !errors.As(err, &failed) {
 		o.h.t.Fatalf("%s %s: %v", name, strings.Join(args, " "), err)
