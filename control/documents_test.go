@@ -258,19 +258,21 @@ func TestSlowSignerOfManyDocuments(t *testing.T) {
 // A signer that fails changes nothing, and whoever waits is let go.
 func TestSignerFails(t *testing.T) {
 	failing := errors.New("the vault is sealed")
-	var fails error
+	var fails, hangs atomic.Bool // a signer may still be at it when the caller has gone
 	hang := make(chan struct{})
-	hangs := false
 	p := newPlane(t, slow(t, func() error {
-		if hangs {
+		if hangs.Load() {
 			<-hang
 		}
-		return fails
+		if fails.Load() {
+			return failing
+		}
+		return nil
 	}))
 	defer close(hang)
 	p.put("default", machine("vm1", rule(22, "PT3H")))
 	p.initiate(owner, wants("vm1", 22, "192.0.2.1", "PT1H"))
-	fails = failing
+	fails.Store(true)
 	for name, try := range map[string]func() error{
 		"initiate": func() error {
 			_, err := p.Initiate(t.Context(), owner, policyID("default"), wants("vm1", 22, "", "PT1H"))
@@ -292,7 +294,8 @@ func TestSignerFails(t *testing.T) {
 	p.t = t
 	equal(t, "open", p.openAt("vm1", 0), "[22 192.0.2.1/32]")
 
-	fails, hangs = nil, true
+	fails.Store(false)
+	hangs.Store(true)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	p.refused(control.Unavailable, "SigningFailed", "", func() error {
