@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,7 +32,7 @@ type issuer struct {
 	site  *site
 	codes map[string]url.Values // what was asked for with each
 	name  string                // of its person
-	down  bool
+	down  atomic.Bool
 }
 
 const clientSecret = "only the server knows"
@@ -55,7 +56,7 @@ func newIssuer(t *testing.T, s *site) *issuer {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
-		if i.down {
+		if i.down.Load() {
 			w.WriteHeader(http.StatusBadGateway)
 			return
 		}
@@ -151,7 +152,7 @@ func TestIssuer(t *testing.T) {
 		t.Errorf("after the end of its token the session answers %d", w.Code)
 	}
 	// An issuer that is down stops nobody else.
-	i.down = true
+	i.down.Store(true)
 	s.clock.forward(openedLasts)
 	w := b.get("/ui/sign-in/issuer?issuer=" + url.QueryEscape(i.URL))
 	if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "cannot be reached now") {
