@@ -19,27 +19,17 @@ func ahead(reported, stored uint64) bool {
 	return reported > stored && reported-stored <= maxAhead
 }
 
-// of is the version of one kind of document.
-func (v Versions) of(t policy.Type) uint64 {
-	switch t {
-	case policy.TypeTrust:
-		return v.Trust
-	case policy.TypePolicy:
-		return v.Policy
-	case policy.TypeGrants:
-		return v.Grants
-	}
-	return 0
-}
-
 // last is the version that the next document of a machine follows: the
 // store's, or that of its host where that is ahead.
 func (ed *edit) last(vm VMID, d Document, t policy.Type) (uint64, error) {
 	known, _, err := found(ed.tx.VM(vm))
-	if err != nil || known.Agent == nil || !ahead(known.Agent.Versions.of(t), d.Version) {
+	if err != nil || known.Agent == nil {
 		return d.Version, err
 	}
-	return known.Agent.Versions.of(t), nil
+	if has := uplink.Versions(known.Agent.Versions).Of(t); ahead(has, d.Version) {
+		return has, nil
+	}
+	return d.Version, nil
 }
 
 // overtaken looks whether the host is ahead of the store, or has another
@@ -54,7 +44,7 @@ func (r *received) overtaken(tx Tx, has Versions, lines []uplink.Line) error {
 		if !there {
 			continue
 		}
-		other := ahead(has.of(t), d.Version)
+		other := ahead(uplink.Versions(has).Of(t), d.Version)
 		for _, l := range lines {
 			if l.Event == "document.admitted" && l.Document == words[t] && l.Version == d.Version {
 				signed, err := policy.ParseEnvelope(d.Signed)

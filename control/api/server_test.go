@@ -3,8 +3,6 @@ package api
 import (
 	"bytes"
 	"context"
-	"crypto"
-	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -32,7 +30,6 @@ import (
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/control/identity"
 	"github.com/jitgate/jitgate/control/store/storetest"
-	"github.com/jitgate/jitgate/policy"
 )
 
 const (
@@ -125,7 +122,7 @@ func newServer(t testing.TB, o options) *server {
 		s.clock, s.owner, s.realm = o.beside.clock, o.beside.owner, o.beside.realm
 		s.store = o.store(nil)
 	} else {
-		s.store, s.realm = storetest.SQLite(t), newRealm(t, s.clock.Now())
+		s.store, s.realm = storetest.SQLite(t), storetest.Realm(t, s.clock.Now())
 		if o.store != nil {
 			s.store = o.store(s.store)
 		}
@@ -179,36 +176,6 @@ func newServer(t testing.TB, o options) *server {
 	s.checks = newChecks(t, s.http.URL, s.api.document, s.http.Client().Transport)
 	s.client = &http.Client{Transport: s.checks}
 	return s
-}
-
-// newRealm makes keys and the trust document over them.
-func newRealm(t testing.TB, now time.Time) control.Realm {
-	t.Helper()
-	trust := policy.Trust{Header: policy.Header{Realm: "test", Version: 1, Issued: now, Expires: now.Add(365 * 24 * time.Hour)}, Roles: []policy.RoleKeys{
-		{Name: policy.RoleRoot, Threshold: 1}, {Name: policy.RolePolicy, Threshold: 1}, {Name: policy.RoleGrant, Threshold: 1, Epoch: 1}}}
-	signers := map[policy.Role]crypto.Signer{}
-	for _, role := range []policy.Role{policy.RoleRoot, policy.RolePolicy, policy.RoleGrant} {
-		_, private, err := ed25519.GenerateKey(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		key, err := policy.NewKey(private.Public())
-		if err == nil {
-			err = trust.Give(role, key)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		signers[role] = private
-	}
-	e := policy.Envelope{Type: policy.TypeTrust, Payload: trust.Encode()}
-	if err := e.Sign(signers[policy.RoleRoot]); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := policy.OpenPinnedTrust(e.Encode(), e.Digest()); err != nil {
-		t.Fatal(err)
-	}
-	return control.Realm{Trust: trust, Signed: e.Encode(), Pin: e.Digest(), Grant: signers[policy.RoleGrant], Policy: signers[policy.RolePolicy]}
 }
 
 // person makes somebody with a role at a scope, and returns their token.

@@ -2,8 +2,6 @@ package azure
 
 import (
 	"context"
-	"crypto"
-	"crypto/ed25519"
 	"encoding/pem"
 	"net/http"
 	"net/http/httptest"
@@ -52,30 +50,7 @@ type plane struct {
 func newPlane(t *testing.T, c *clock, outer control.Outer) *plane {
 	t.Helper()
 	p := &plane{t: t, store: storetest.SQLite(t)}
-	now := c.Now()
-	trust := policy.Trust{Header: policy.Header{Realm: "test", Version: 1, Issued: now, Expires: now.Add(365 * 24 * time.Hour)}, Roles: []policy.RoleKeys{
-		{Name: policy.RoleRoot, Threshold: 1}, {Name: policy.RolePolicy, Threshold: 1}, {Name: policy.RoleGrant, Threshold: 1, Epoch: 1}}}
-	signers := map[policy.Role]crypto.Signer{}
-	for _, role := range []policy.Role{policy.RoleRoot, policy.RolePolicy, policy.RoleGrant} {
-		_, private, err := ed25519.GenerateKey(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		key, err := policy.NewKey(private.Public())
-		if err == nil {
-			err = trust.Give(role, key)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		signers[role] = private
-	}
-	e := policy.Envelope{Type: policy.TypeTrust, Payload: trust.Encode()}
-	if err := e.Sign(signers[policy.RoleRoot]); err != nil {
-		t.Fatal(err)
-	}
-	p.Engine = control.New(control.Config{Store: p.store, Now: c.Now, Log: hclog.NewNullLogger(), Outer: outer,
-		Realm: control.Realm{Trust: trust, Signed: e.Encode(), Pin: e.Digest(), Grant: signers[policy.RoleGrant], Policy: signers[policy.RolePolicy]}})
+	p.Engine = control.New(control.Config{Store: p.store, Now: c.Now, Log: hclog.NewNullLogger(), Outer: outer, Realm: storetest.Realm(t, c.Now())})
 	who, err := identity.New(identity.Config{Store: p.store, Rate: 10000, Burst: 10000, Now: c.Now})
 	if err != nil {
 		t.Fatal(err)

@@ -2,8 +2,6 @@ package web
 
 import (
 	"context"
-	"crypto"
-	"crypto/ed25519"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -19,7 +17,6 @@ import (
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/control/identity"
 	"github.com/jitgate/jitgate/control/store/storetest"
-	"github.com/jitgate/jitgate/policy"
 )
 
 const (
@@ -73,7 +70,7 @@ type site struct {
 func newSite(t testing.TB) *site {
 	t.Helper()
 	s := &site{t: t, clock: &clock{now: time.Now().UTC().Truncate(time.Second)}, store: storetest.SQLite(t), source: "203.0.113.7"}
-	s.engine = control.New(control.Config{Store: s.store, Realm: newRealm(t, s.clock.Now()), Now: s.clock.Now, Log: hclog.NewNullLogger()})
+	s.engine = control.New(control.Config{Store: s.store, Realm: storetest.Realm(t, s.clock.Now()), Now: s.clock.Now, Log: hclog.NewNullLogger()})
 	token, hash := identity.NewToken()
 	if given, err := control.Bootstrap(t.Context(), s.store, hash, s.clock.Now()); err != nil || !given {
 		t.Fatal(given, err)
@@ -102,36 +99,6 @@ type testLog struct{ t testing.TB }
 func (l testLog) Write(b []byte) (int, error) {
 	l.t.Errorf("logged: %s", b)
 	return len(b), nil
-}
-
-// newRealm makes a realm whose keys are in memory.
-func newRealm(t testing.TB, now time.Time) control.Realm {
-	t.Helper()
-	trust := policy.Trust{Header: policy.Header{Realm: "test", Version: 1, Issued: now, Expires: now.Add(365 * 24 * time.Hour)}, Roles: []policy.RoleKeys{
-		{Name: policy.RoleRoot, Threshold: 1}, {Name: policy.RolePolicy, Threshold: 1}, {Name: policy.RoleGrant, Threshold: 1, Epoch: 1}}}
-	signers := map[policy.Role]crypto.Signer{}
-	for _, role := range []policy.Role{policy.RoleRoot, policy.RolePolicy, policy.RoleGrant} {
-		_, private, err := ed25519.GenerateKey(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		key, err := policy.NewKey(private.Public())
-		if err == nil {
-			err = trust.Give(role, key)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		signers[role] = private
-	}
-	e := policy.Envelope{Type: policy.TypeTrust, Payload: trust.Encode()}
-	if err := e.Sign(signers[policy.RoleRoot]); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := policy.OpenPinnedTrust(e.Encode(), e.Digest()); err != nil {
-		t.Fatal(err)
-	}
-	return control.Realm{Trust: trust, Signed: e.Encode(), Pin: e.Digest(), Grant: signers[policy.RoleGrant], Policy: signers[policy.RolePolicy]}
 }
 
 // browser keeps cookies as one does, and says where its forms come from.
