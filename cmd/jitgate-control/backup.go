@@ -86,11 +86,7 @@ pg_dump, at the same time or later.`,
 		Example: "  jitgate-control backup /backup/jitgate-$(date +%F).tar.gz",
 		Args:    positional(1, 1, "one file to write"),
 		RunE: func(c *cobra.Command, args []string) error {
-			s, err := o.load(c)
-			if err != nil {
-				return err
-			}
-			d, err := existing(s.data)
+			s, d, err := o.existing(c)
 			if err != nil {
 				return err
 			}

@@ -60,11 +60,7 @@ func withEngine(c *cobra.Command, o *origin, work func(ctx context.Context, e *c
 	if e, ok := c.Context().Value(engineKey{}).(*control.Engine); ok {
 		return work(c.Context(), e, localOwner())
 	}
-	s, err := o.load(c)
-	if err != nil {
-		return err
-	}
-	d, err := existing(s.data)
+	s, d, err := o.existing(c)
 	if err != nil {
 		return err
 	}

@@ -45,11 +45,7 @@ half is on this server, it says where; the others are with people, or lost.`,
 		Example: "  jitgate-control keys list\n  jitgate-control keys list --data ./control --json",
 		Args:    positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := o.load(c)
-			if err != nil {
-				return err
-			}
-			d, err := existing(s.data)
+			s, d, err := o.existing(c)
 			if err != nil {
 				return err
 			}
@@ -143,11 +139,7 @@ ssh-keygen as it writes them. Private keys are never printed.`,
 		Example: "  jitgate-control keys show grant",
 		Args:    positional(1, 1, "one role"),
 		RunE: func(c *cobra.Command, args []string) error {
-			s, err := o.load(c)
-			if err != nil {
-				return err
-			}
-			d, err := existing(s.data)
+			_, d, err := o.existing(c)
 			if err != nil {
 				return err
 			}
@@ -195,11 +187,7 @@ follows it when it is restarted; hosts get it then.`,
 		Example: "  jitgate-control keys install trust.2.json",
 		Args:    positional(1, 1, "one file"),
 		RunE: func(c *cobra.Command, args []string) error {
-			s, err := o.load(c)
-			if err != nil {
-				return err
-			}
-			d, err := existing(s.data)
+			s, d, err := o.existing(c)
 			if err != nil {
 				return err
 			}
@@ -260,11 +248,7 @@ later end. Nothing is done: the root key has to sign, and it is not here.`,
 		Example: "  jitgate-control keys rotate-help",
 		Args:    positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := o.load(c)
-			if err != nil {
-				return err
-			}
-			d, err := existing(s.data)
+			_, d, err := o.existing(c)
 			if err != nil {
 				return err
 			}

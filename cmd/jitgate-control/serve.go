@@ -76,6 +76,16 @@ func (o *origin) load(c *cobra.Command) (settings, error) {
 	return s, nil
 }
 
+// existing loads the settings, and the data directory they name, which is there.
+func (o *origin) existing(c *cobra.Command) (settings, directory, error) {
+	s, err := o.load(c)
+	if err != nil {
+		return s, "", err
+	}
+	d, err := existing(s.data)
+	return s, d, err
+}
+
 // words are the flags by which another command finds the same settings.
 func (o *origin) words(c *cobra.Command) string {
 	all := ""

@@ -243,6 +243,15 @@ func duration(name, s string) (time.Duration, error) {
 	return d, nil
 }
 
+// listed is a page of views, never null. next is empty on the last one.
+func listed[T, O any](page []T, next string, view func(T) O) list[O] {
+	out := list[O]{Value: make([]O, 0, len(page)), Next: next}
+	for _, v := range page {
+		out.Value = append(out.Value, view(v))
+	}
+	return out
+}
+
 func vmView(v control.VMView) vmOut {
 	out := vmOut{
 		ID: v.ID.String(), Name: v.ID.Name, Subscription: v.ID.Subscription, Group: v.ID.Group, Location: v.Location, OS: v.OS,
@@ -297,11 +306,7 @@ func requestView(r control.Request) requestOut {
 }
 
 func requestList(page []control.Request, next string) list[requestOut] {
-	out := list[requestOut]{Value: make([]requestOut, 0, len(page)), Next: next}
-	for _, r := range page {
-		out.Value = append(out.Value, requestView(r))
-	}
-	return out
+	return listed(page, next, requestView)
 }
 
 // scope reads a scope of a query or a body; none is as it is.
@@ -381,11 +386,7 @@ func listVMs(c *call) error {
 	if err != nil {
 		return err
 	}
-	out := list[vmOut]{Value: make([]vmOut, 0, len(page)), Next: next}
-	for _, v := range page {
-		out.Value = append(out.Value, vmView(v))
-	}
-	return c.ok(out)
+	return c.ok(listed(page, next, vmView))
 }
 
 func countVMs(c *call) error {
@@ -753,11 +754,7 @@ func listJoins(c *call) error {
 	if err != nil {
 		return err
 	}
-	out := list[joinOut]{Value: make([]joinOut, 0, len(all))}
-	for _, j := range all {
-		out.Value = append(out.Value, joinView(j))
-	}
-	return c.ok(out)
+	return c.ok(listed(all, "", joinView))
 }
 
 func createJoin(c *call) error {
@@ -875,11 +872,7 @@ func listTokens(c *call) error {
 	if err != nil {
 		return err
 	}
-	out := list[tokenOut]{Value: make([]tokenOut, 0, len(all))}
-	for _, t := range all {
-		out.Value = append(out.Value, tokenView(t))
-	}
-	return c.ok(out)
+	return c.ok(listed(all, "", tokenView))
 }
 
 func createToken(c *call) error {
