@@ -215,9 +215,10 @@ func (d *round) attempt(call func() error) (must map[firewall.Door]bool, done bo
 	return v.must, true
 }
 
-// live does passes until one succeeds, as an agent does after an error.
+// live does passes until one succeeds, as an agent does after an error. Each
+// fault that waits may spoil one of them.
 func (d *round) live() {
-	for range 5 {
+	for range len(d.faults) + 2 {
 		if must, done := d.attempt(func() error { _, err := d.Step(d.t.Context()); return err }); done {
 			d.probe(must)
 			return
