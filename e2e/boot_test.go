@@ -96,8 +96,8 @@ func (b *booted) powerOn(files map[string]string) {
 		b.init.Process.Kill()
 		b.init.Wait()
 		b.sweep()
-		if text, err := os.ReadFile(b.path("console")); err == nil && b.t.Failed() {
-			b.t.Logf("the machine's console:\n%s", text)
+		if b.t.Failed() {
+			b.t.Logf("the end of the machine's console:\n%s", lastLines(b.path("console")))
 		}
 	})
 	b.up()
@@ -167,18 +167,53 @@ func (b *booted) noCycles() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	if strings.Contains(string(console), "ordering cycle") {
-		b.t.Errorf("systemd finds an ordering cycle:\n%s", console)
+	for line := range strings.Lines(string(console)) {
+		if strings.Contains(line, "ordering cycle") {
+			b.t.Errorf("systemd finds an ordering cycle: %s", line)
+		}
 	}
 }
 
-// reboot restarts the machine.
+// reboot restarts the machine, and waits until it can be spoken to again.
 func (b *booted) reboot() {
 	b.t.Helper()
 	before := b.leader()
 	b.try("systemctl", "reboot", "--no-block") // which may end the one who asks
-	until(b.t, patienceToBoot, "the machine should go down", func() bool { return b.leader() != before })
+	// None is no sign that it is down: one that is looked for may be missed.
+	until(b.t, patienceToBoot, "the machine should restart", func() bool { now := b.leader(); return now != 0 && now != before })
 	b.up()
+	b.reachable()
+}
+
+// reachable waits until what nobody guards answers on both families. Who was
+// called while the cable was out is called again only after a second, and until
+// then nothing would tell closed from unplugged.
+func (b *booted) reachable() {
+	b.t.Helper()
+	free := ways("23/tcp", alice4, alice6, bob4, bob6)
+	until(b.t, patienceToBoot, "the machine should be reachable", func() bool {
+		return !slices.ContainsFunc(free, func(w way) bool {
+			open, err := b.outside.knock(w, answerTime)
+			return err != nil || !open
+		})
+	})
+}
+
+// runs waits until a unit has started and systemd has no more to do for it.
+// What a unit does may show before systemd knows, and until it does a reload
+// passes the unit by.
+func (b *booted) runs(unit string) {
+	b.t.Helper()
+	var state string
+	defer func() {
+		if b.t.Failed() {
+			b.t.Logf("the last state of %s: %q", unit, state)
+		}
+	}()
+	until(b.t, patienceToBoot, unit+" should run", func() bool {
+		state = b.run("systemctl", "show", "--property=ActiveState,Job", unit)
+		return state == "ActiveState=active\n"
+	})
 }
 
 // try runs a command in the machine.

@@ -70,8 +70,8 @@ func (h *host) fetch() (stop func()) {
 	}
 	h.t.Cleanup(func() {
 		stop()
-		if text, err := os.ReadFile(h.path("fetch.log")); err == nil && h.t.Failed() {
-			h.t.Logf("the fetcher's log:\n%s", text[max(0, len(text)-4000):])
+		if h.t.Failed() {
+			h.t.Logf("the end of the fetcher's log:\n%s", lastLines(h.path("fetch.log")))
 		}
 	})
 	return stop

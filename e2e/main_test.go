@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -74,6 +76,18 @@ func privileged(t *testing.T, more ...string) {
 	default:
 		t.Skip(why)
 	}
+}
+
+// lastLines is the end of a log: what comes before a failure, and no more, so
+// that the failure itself is still on the screen.
+func lastLines(path string) string {
+	const most = 40
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := slices.Collect(strings.Lines(string(text)))
+	return strings.Join(lines[max(0, len(lines)-most):], "")
 }
 
 // patience bounds every wait for something that should come at once: long

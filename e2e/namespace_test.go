@@ -250,14 +250,16 @@ func (n *namespace) open(t *testing.T, ways []way) []way {
 func (h *host) isOpen(ways ...[]way) {
 	h.t.Helper()
 	left := slices.Concat(ways...)
-	for range 5 {
+	for deadline := time.Now().Add(patience); ; {
 		open := h.outside.open(h.t, left)
 		left = slices.DeleteFunc(left, func(w way) bool { return slices.Contains(open, w) })
 		if len(left) == 0 {
 			return
 		}
+		if time.Now().After(deadline) {
+			h.t.Fatalf("closed, should be open: %v", left)
+		}
 	}
-	h.t.Fatalf("closed, should be open: %v", left)
 }
 
 // isClosed requires that the ways are closed.

@@ -115,8 +115,8 @@ func (o *operator) sshd() {
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		<-ended
-		if text, err := os.ReadFile(o.h.path("sshd.log")); err == nil && t.Failed() {
-			t.Logf("sshd's log:\n%s", text)
+		if t.Failed() {
+			t.Logf("the end of sshd's log:\n%s", lastLines(o.h.path("sshd.log")))
 		}
 	})
 	until(t, patience, "sshd should listen", func() bool {

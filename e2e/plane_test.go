@@ -61,8 +61,8 @@ func newPlane(t *testing.T, place *namespace, listen string, args ...string) *pl
 	}
 	t.Cleanup(func() {
 		p.kill()
-		if log, err := os.ReadFile(p.dir + ".log"); err == nil && t.Failed() {
-			t.Logf("the control plane's log:\n%s", log[max(0, len(log)-8000):])
+		if t.Failed() {
+			t.Logf("the end of the control plane's log:\n%s", lastLines(p.dir+".log"))
 		}
 	})
 	return p
