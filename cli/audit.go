@@ -50,8 +50,10 @@ func (f *recordFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.grant, "grant", "", "about this grant")
 	c.Flags().StringVar(&f.requestor, "requestor", "", "about what this requestor had or did")
 	c.Flags().StringSliceVar(&f.events, "event", nil, "of this name, like grant.opened, or all of grant")
-	c.MarkFlagsMutuallyExclusive("dir", "socket")
 }
+
+// check is what is wrong with the flags of c.
+func (f *recordFlags) check(c *cobra.Command) error { return oneOf(c, "dir", "socket") }
 
 func (f *recordFlags) filter(now time.Time) (audit.Filter, error) {
 	out := audit.Filter{Port: f.port, Grant: f.grant, Requestor: f.requestor, Events: f.events}
@@ -259,6 +261,9 @@ func newAuditOutput(format string, c *cobra.Command) *cobra.Command {
 	c.Flags().StringVar(&format, "format", format, "table, json, csv or ocsf")
 	c.Flags().StringVar(&host, "host", "", "what ocsf calls the host (default as in the settings)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := f.check(c); err != nil {
+			return err
+		}
 		make, ok := outputs[format]
 		if !ok {
 			return usagef("--format %q is not table, json, csv or ocsf", format)

@@ -94,6 +94,9 @@ used for, and between them when the guard itself was changed.`,
 	}
 	f.add(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := f.check(c); err != nil {
+			return err
+		}
 		var events []audit.Event
 		err := f.read(c.Context(), func(l audit.Line) error {
 			if strings.HasPrefix(string(l.Name), "grant.") || strings.HasPrefix(string(l.Name), "guard.") {
