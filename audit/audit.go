@@ -36,6 +36,7 @@ const (
 	GrantRefused    Name = "grant.refused"
 	GrantExpired    Name = "grant.expired"
 	GrantRevoked    Name = "grant.revoked"
+	GrantLogin      Name = "grant.login"       // somebody logged in over a grant, as the host's sshd says
 	GrantUsed       Name = "grant.used"        // the proof of use, as a grant ends
 	ConnectionDeny  Name = "connection.denied" // packets of one source for one port, aggregated
 	AuditPruned     Name = "audit.pruned"      // old files of the record are about to be removed
@@ -76,6 +77,16 @@ type Event struct {
 	PacketsIn   uint64    `json:"packetsIn,omitzero"`
 	PacketsOut  uint64    `json:"packetsOut,omitzero"`
 	SessionsCut uint64    `json:"sessionsCut,omitzero"`
+	// Logins is how many logins over a grant the host's sshd told of.
+	Logins uint64 `json:"logins,omitzero"`
+	// Of one login: the port at its source, the account, how whoever it is
+	// proved himself, the fingerprint of his key, and all that sshd says of
+	// what he proved himself with: a key's type, a certificate's ID and CA.
+	SourcePort uint16 `json:"sourcePort,omitzero"`
+	Account    string `json:"account,omitempty"`
+	Method     string `json:"method,omitempty"`
+	Key        string `json:"key,omitempty"`
+	Credential string `json:"credential,omitempty"`
 	// AtLeast says that there may have been more use than that.
 	AtLeast bool `json:"atLeast,omitzero"`
 	// Count is how many packets were denied between First and Last.

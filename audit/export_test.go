@@ -133,7 +133,7 @@ func FuzzPlain(f *testing.F) {
 
 // What OCSF 1.2.0 requires of each class is there.
 func TestOCSF(t *testing.T) {
-	required := map[int][]string{userAccess: {"user", "privileges"}, networkActivity: {"src_endpoint", "dst_endpoint"}, configState: {"device"}, lifecycle: {"app"}}
+	required := map[int][]string{authentication: {"user", "service", "src_endpoint", "dst_endpoint"}, userAccess: {"user", "privileges"}, networkActivity: {"src_endpoint", "dst_endpoint"}, configState: {"device"}, lifecycle: {"app"}}
 	for _, name := range names(t) {
 		e := Event{Name: name, Time: noon, Message: "m", GrantID: "g1", Port: 22, Protocol: "TCP", Source: "203.0.113.7/32", Requestor: "alice", Code: "c", First: noon, Last: noon.Add(time.Hour), Count: 41, BytesIn: 5, PID: 7, Process: "nft"}
 		text, err := json.Marshal(ToOCSF("web1", Line{Entry{9, genesis, "abc", e}, []byte("{}"), ""}))
@@ -163,6 +163,7 @@ func TestOCSF(t *testing.T) {
 		{Event{Name: GrantRefused, Source: "10.0.0.0/8", Code: "too-wide", Message: "m"}, `"status_id":2,"status_code":"too-wide","status_detail":"m"`},
 		{Event{Name: GrantRefused, Source: "10.0.0.0/8"}, `"src_endpoint":{"name":"10.0.0.0/8"}`},
 		{Event{Name: GrantUsed, Connections: 3, BytesIn: 5, BytesOut: 6, PacketsIn: 7, PacketsOut: 8}, `"traffic":{"bytes_in":5,"bytes_out":6,"packets_in":7,"packets_out":8}`},
+		{Event{Name: GrantLogin, Source: "203.0.113.7", SourcePort: 50000, Port: 22, Account: "root", Requestor: "alice", Method: "publickey"}, `"user":{"name":"root"},"actor":{"user":{"name":"alice"}},"src_endpoint":{"ip":"203.0.113.7","port":50000},"dst_endpoint":{"hostname":"web1","port":22},"auth_protocol":"publickey","is_remote":true,"service":{"name":"sshd"}`},
 		{Event{Name: ConnectionDeny, Source: "198.51.100.9", Count: 41}, `"count":41`},
 		{Event{Name: GuardDrift, Process: "nft", PID: 7}, `"actor":{"process":{"name":"nft","pid":7}}`},
 	} {
@@ -182,15 +183,22 @@ func TestTimeline(t *testing.T) {
 	used := e(61, GrantUsed, "late", "a", 60)
 	used.Connections = 3
 	early := e(29, GrantUsed, "cut", "b", 90)
+	login := func(minute int, grant, account string) Event {
+		l := e(minute, GrantLogin, grant, "192.0.2.1", 0)
+		l.Account = account
+		return l
+	}
 	got := Timeline([]Event{
 		e(-5, GrantExpired, "before", "z", -5), // opened before the events begin
 		e(0, GrantOpening, "late", "a", 60), e(0, GrantOpened, "late", "a", 60),
+		login(5, "late", "root"), login(5, "nobody's", "root"),
 		e(10, GrantOpened, "cut", "b", 90),
 		e(20, GrantOpened, "moved", "c", 60),
 		early, e(30, GrantRevoked, "cut", "b", 90),
 		e(40, GrantOpened, "moved", "d", 60), e(40, GrantRevoked, "moved", "c", 60), // other sources, under the same id
 		e(50, GrantOpened, "longer", "e", 60), e(55, GrantOpened, "longer", "e", 120),
 		e(61, GrantExpired, "late", "a", 60), used,
+		login(61, "late", "alice"),
 		e(62, GrantExpired, "moved", "d", 60),
 		e(70, GrantOpened, "cut", "b", 90), // listed again
 	})
@@ -199,18 +207,22 @@ func TestTimeline(t *testing.T) {
 		from, to      int
 		ended         Name
 		used          bool
+		accounts      string
 	}
 	var rows []row
 	for _, p := range got {
-		r := row{p.Grant, p.Source, int(p.From.Sub(noon).Minutes()), 999, p.Ended, p.Use != nil}
+		r := row{p.Grant, p.Source, int(p.From.Sub(noon).Minutes()), 999, p.Ended, p.Use != nil, ""}
+		for _, l := range p.Logins {
+			r.accounts += l.Account + " "
+		}
 		if !p.To.IsZero() {
 			r.to = int(p.To.Sub(noon).Minutes())
 		}
 		rows = append(rows, r)
 	}
 	want := []row{
-		{"before", "z", -5, -5, GrantExpired, false}, {"late", "a", 0, 60, GrantExpired, true}, {"cut", "b", 10, 30, GrantRevoked, true},
-		{"moved", "c", 20, 40, GrantRevoked, false}, {"moved", "d", 40, 60, GrantExpired, false}, {"longer", "e", 50, 999, "", false}, {"cut", "b", 70, 999, "", false},
+		{"before", "z", -5, -5, GrantExpired, false, ""}, {"late", "a", 0, 60, GrantExpired, true, "root alice "}, {"cut", "b", 10, 30, GrantRevoked, true, ""},
+		{"moved", "c", 20, 40, GrantRevoked, false, ""}, {"moved", "d", 40, 60, GrantExpired, false, ""}, {"longer", "e", 50, 999, "", false, ""}, {"cut", "b", 70, 999, "", false, ""},
 	}
 	if !slices.Equal(rows, want) {
 		t.Errorf("got  %v\nwant %v", rows, want)

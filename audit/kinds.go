@@ -42,6 +42,7 @@ var kinds = map[Name]kind{
 	GrantRefused:    {"a6523b388459812955a4926c4ce80bdf", warning},
 	GrantExpired:    {"a2731425bca65a733dae14d7846ff140", notice},
 	GrantRevoked:    {"17ada32721dc393e5167fcf741724dbd", notice},
+	GrantLogin:      {"d38e114ef9d24d159a935515973c97d0", notice},
 	GrantUsed:       {"eb780169ac9d4aa6f1d3e8e6a41bcb2b", notice},
 	ConnectionDeny:  {"8c62d4e5801021584aef19813bcf36f0", notice},
 	AuditPruned:     {"606e348e2c6716d10c8d1d9cd00c222f", notice},

@@ -11,6 +11,7 @@ const ocsfVersion = "1.2.0"
 
 // Classes of OCSF.
 const (
+	authentication  = 3002
 	userAccess      = 3005
 	networkActivity = 4001
 	configState     = 5019
@@ -45,6 +46,9 @@ type OCSF struct {
 	Connection   *ocsfLink     `json:"connection_info,omitempty"`
 	Traffic      *ocsfTraffic  `json:"traffic,omitempty"`
 	App          *ocsfProduct  `json:"app,omitempty"`
+	AuthProtocol string        `json:"auth_protocol,omitempty"`
+	IsRemote     bool          `json:"is_remote,omitempty"`
+	Service      *ocsfService  `json:"service,omitempty"`
 	RawData      string        `json:"raw_data"`
 }
 
@@ -69,6 +73,10 @@ type ocsfDevice struct {
 }
 
 type ocsfUser struct {
+	Name string `json:"name"`
+}
+
+type ocsfService struct {
 	Name string `json:"name"`
 }
 
@@ -120,6 +128,7 @@ var mapping = map[Name]struct {
 	GrantRefused:   {userAccess, 1, "", true},
 	GrantExpired:   {userAccess, 2, "", false},
 	GrantRevoked:   {userAccess, 2, "", false},
+	GrantLogin:     {authentication, 1, "", false},
 	GrantUsed:      {networkActivity, 6, "", false},
 	ConnectionDeny: {networkActivity, 5, "", false},
 
@@ -151,6 +160,15 @@ func ToOCSF(host string, l Line) OCSF {
 		port += "/" + l.Protocol
 	}
 	switch m.class {
+	case authentication:
+		o.User = &ocsfUser{orUnknown(l.Account)}
+		o.AuthProtocol, o.IsRemote, o.Service = l.Method, true, &ocsfService{"sshd"}
+		o.Source = endpoint(l.Source)
+		o.Source.Port = l.SourcePort
+		o.Destination = &ocsfEndpoint{Hostname: host, Port: l.Port}
+		if l.Requestor != "" {
+			o.Actor = &ocsfActor{User: &ocsfUser{l.Requestor}}
+		}
 	case userAccess:
 		o.User = &ocsfUser{orUnknown(l.Requestor)}
 		o.Privileges = []string{"access to port " + port}

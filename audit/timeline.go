@@ -17,6 +17,8 @@ type Period struct {
 	Ended Name
 	// Use is the proof of use, if there is one.
 	Use *Event
+	// Logins are those over it.
+	Logins []Event
 }
 
 // Timeline draws from events, in their order, who had what open, and when, by
@@ -57,6 +59,13 @@ func Timeline(events []Event) []Period {
 			}
 			delete(open, e.GrantID)
 			ended[e.GrantID] = p
+		case GrantLogin:
+			if p == nil { // a session that outlived its grant, or was told late
+				p = ended[e.GrantID]
+			}
+			if p != nil && p.Port == e.Port {
+				p.Logins = append(p.Logins, e)
+			}
 		case GrantUsed:
 			for _, p := range []*Period{p, ended[e.GrantID]} {
 				if p != nil && p.Port == e.Port && p.Source == e.Source {
