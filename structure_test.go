@@ -28,8 +28,9 @@ const module = "github.com/jitgate/jitgate"
 // module, by path below it. A new package is given its place here.
 var mayImport = map[string][]string{
 	"":                {"cli"},
-	"cli":             {"agent", "armor", "audit", "client", "cloud", "doctor", "fetch", "firewall", "policy", "signin", "uplink"},
-	"agent":           {"audit", "firewall", "firewall/nft", "firewall/winfw", "policy"},
+	"cli":             {"agent", "armor", "audit", "client", "cloud", "doctor", "fetch", "firewall", "logins", "policy", "signin", "uplink"},
+	"agent":           {"audit", "firewall", "firewall/nft", "firewall/winfw", "logins", "policy"},
+	"logins":          {},
 	"fetch":           {"policy", "uplink"},
 	"client":          {"policy"},
 	"cloud":           {"policy"},

@@ -113,6 +113,7 @@ type Agent struct {
 	usesLost    bool                     // what was saved of uses cannot be read
 	usesChanged bool                     // and are not saved
 	usesUnkept  bool                     // that was said
+	loginsUpTo  string                   // the journal's cursor: logins up to it are told
 
 	refusals [kinds]refusal
 	reported map[string]policy.Code // refused grants, so that each is recorded once

@@ -73,6 +73,18 @@ func (a *Agent) handler() http.Handler {
 		}
 		return nil, a.delivering(ctx, by, q)
 	}))
+	mux.HandleFunc("GET /v1/logins", call(a, func(_ context.Context, by caller, _ nothing) (any, error) {
+		if err := by.mustTellLogins(); err != nil {
+			return nil, err
+		}
+		return LoginsReport{Cursor: a.loginsUpTo}, nil
+	}))
+	mux.HandleFunc("POST /v1/logins", call(a, func(ctx context.Context, by caller, q LoginsReport) (any, error) {
+		if err := by.mustTellLogins(); err != nil {
+			return nil, err
+		}
+		return nil, a.loggedIn(ctx, q)
+	}))
 	mux.HandleFunc("POST /v1/reload", a.reloading)
 	return mux
 }

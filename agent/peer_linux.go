@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/user"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +41,13 @@ func (c caller) process() (name, login string) {
 	comm, _ := os.ReadFile(dir + "comm")
 	uid, _ := os.ReadFile(dir + "loginuid") // absent without CONFIG_AUDIT
 	return strings.TrimSuffix(string(comm), "\n"), loginText(strings.TrimSpace(string(uid)))
+}
+
+// isUser reports whether the caller is a user of that name, as the host's own
+// list has him.
+func (c caller) isUser(name string) bool {
+	u, err := user.Lookup(name)
+	return err == nil && u.Uid == strconv.Itoa(c.uid)
 }
 
 // loginText leaves out the value of a process nobody logged in for.

@@ -25,10 +25,12 @@ const (
 // counted for both.
 type use struct {
 	Event     audit.Event         `json:"event"` // what is known of the grant
+	Since     time.Time           `json:"since"` // when it came into force
 	Sources   []netip.Prefix      `json:"sources"`
 	Protocols []firewall.Protocol `json:"protocols"`
 	Cuts      bool                `json:"cuts,omitempty"` // its sessions end with it
 	Sum       tally               `json:"sum"`
+	Logins    logged              `json:"logins,omitzero"`
 	Flows     []usedFlow          `json:"flows,omitempty"` // the platform still knows of
 	Ended     bool                `json:"ended,omitempty"`
 	Kept      int                 `json:"kept,omitempty"` // sessions that outlived it
@@ -70,13 +72,14 @@ type usedFlow struct {
 	Began       time.Time       `json:"began"`
 	Established bool            `json:"established,omitzero"`
 	Open        bool            `json:"open,omitzero"`
+	LoggedIn    bool            `json:"loggedIn,omitzero"` // that somebody did is recorded
 	In          firewall.Count  `json:"in,omitzero"`
 	Out         firewall.Count  `json:"out,omitzero"`
 }
 
 // newUse is the use of a grant that has just come into force.
-func newUse(g granted) *use {
-	return &use{Event: grantEvent(audit.GrantUsed, policy.Verdict{Grant: g.Grant, Port: g.port}),
+func newUse(g granted, now time.Time) *use {
+	return &use{Event: grantEvent(audit.GrantUsed, policy.Verdict{Grant: g.Grant, Port: g.port}), Since: now.UTC(),
 		Sources: g.Sources, Protocols: protocols(g.port.Protocol), Cuts: g.port.SessionsAtEnd == policy.Cut}
 }
 
@@ -158,7 +161,7 @@ func (u *use) event() audit.Event {
 	e := u.Event
 	e.Code, e.AtLeast = t.outcome(), t.Partial
 	e.BytesIn, e.BytesOut, e.PacketsIn, e.PacketsOut = t.In.Bytes, t.Out.Bytes, t.In.Packets, t.Out.Packets
-	e.SessionsCut = t.Cut
+	e.SessionsCut, e.Logins = t.Cut, u.Logins.Count
 	what := ""
 	when := t.Begun
 	switch e.Code {
@@ -180,6 +183,9 @@ func (u *use) event() audit.Event {
 		what += fmt.Sprintf("; %d go on", n)
 	case u.Kept > 0:
 		what += fmt.Sprintf("; %d went on, and are over now", u.Kept)
+	}
+	if e.Logins > 0 {
+		what += fmt.Sprintf("; %d logins", e.Logins)
 	}
 	if t.Partial {
 		what += "; there may have been more that was not seen"
@@ -360,7 +366,7 @@ func (a *Agent) settleUses(ctx context.Context, before map[string]granted) []aud
 	})
 	for _, id := range slices.Sorted(maps.Keys(a.live)) {
 		if !inForce[id] {
-			u := newUse(a.live[id])
+			u := newUse(a.live[id], a.Clock.Wall())
 			u.Sum.Partial = a.usesLost
 			a.uses = append(a.uses, u)
 			a.usesChanged = true
@@ -404,6 +410,7 @@ type savedUses struct {
 	Uses   []*use          `json:"uses"`
 	Former formerAddresses `json:"former"`
 	Knocks savedKnocks     `json:"knocks"`
+	Logins string          `json:"logins,omitempty"` // the journal's cursor: those up to it are counted
 }
 
 // keepUses saves them where they changed. That is not flushed: a crash of the
@@ -413,7 +420,7 @@ func (a *Agent) keepUses() {
 	if !a.usesChanged {
 		return
 	}
-	saved := savedUses{BootID: a.Clock.BootID, Uses: a.uses, Former: a.addresses, Knocks: a.knocks.saved()}
+	saved := savedUses{BootID: a.Clock.BootID, Uses: a.uses, Former: a.addresses, Knocks: a.knocks.saved(), Logins: a.loginsUpTo}
 	if err := a.store.write(usesFile, saved, false); err != nil {
 		if !a.usesUnkept {
 			a.Log.Warn("what grants are used for is remembered by this process only", "error", err)
@@ -433,7 +440,7 @@ func (a *Agent) loadUses() {
 		a.usesLost = true
 		return
 	}
-	a.uses, a.addresses = saved.Uses, saved.Former
+	a.uses, a.addresses, a.loginsUpTo = saved.Uses, saved.Former, saved.Logins
 	sameBoot := found && saved.BootID == a.Clock.BootID && saved.BootID != ""
 	for _, u := range a.uses {
 		u.loaded = true

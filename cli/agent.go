@@ -23,7 +23,7 @@ func newAgent() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "agent",
 		Short: "The daemon that guards this host",
-	}, newAgentRun(), newAgentReload(), newAgentStep(), newAgentMetrics())
+	}, newAgentRun(), newAgentReload(), newAgentStep(), newAgentMetrics(), newAgentLogins())
 }
 
 func newAgentRun() *cobra.Command {
