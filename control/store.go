@@ -96,6 +96,10 @@ type Tx interface {
 	Answer(key string) (Answer, error)
 	PutAnswer(Answer) error // forgets answers older than a day
 
+	Session(key string) (Session, error)
+	PutSession(Session) error // forgets those that were over when it began
+	DeleteSession(key string) error
+
 	// Meta is a small named value, such as a replica-wide secret.
 	Meta(name string) ([]byte, error)
 	PutMeta(name string, value []byte) error
@@ -121,6 +125,14 @@ type Token struct {
 	Created   time.Time `json:"created"`
 	Expires   time.Time `json:"expires"`
 	Revoked   bool      `json:"revoked,omitempty"`
+}
+
+// Session is that of a browser at the page.
+type Session struct {
+	Key    string    `json:"key"`    // made of the secret that the browser alone has
+	Sealed []byte    `json:"sealed"` // the token that was signed in with, which the secret opens
+	Began  time.Time `json:"began"`
+	Ends   time.Time `json:"ends"` // if nobody ends it before
 }
 
 // Answer is what was answered to a call with an idempotency key.

@@ -92,7 +92,8 @@ const copyPage = 1000
 // copyStore copies everything a store keeps into one that is empty, in one
 // transaction: it is all there, or nothing. What rises in the order of
 // commits is counted anew, in the same order. Answers to calls with an
-// idempotency key, which are forgotten after a day, stay behind.
+// idempotency key, which are forgotten after a day, and sessions at the page
+// stay behind.
 func copyStore(ctx context.Context, from, to control.Store) (n int, err error) {
 	err = from.View(ctx, func(r control.Tx) error {
 		return to.Update(ctx, func(w control.Tx) error {

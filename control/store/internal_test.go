@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math"
@@ -158,6 +159,59 @@ func FuzzPlaceholders(f *testing.F) {
 			t.Fatalf("%q came back as %q", q, got)
 		}
 	})
+}
+
+// A database of the first schema is brought up to date with what it has in it.
+// Sessions that were kept as answers are gone, other answers are not.
+func TestFirstSchema(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.db")
+	old := &store{}
+	var err error
+	if old.engine, err = openSQLite(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	all, err := migrationsFor(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = old.transact(t.Context(), old.writer, func(x *sql.Tx) (bool, error) {
+		for _, text := range []string{schemaTable, all[0].text,
+			"INSERT INTO schema_version VALUES (1, '0001_start', '" + all[0].sum() + "', 'then')",
+			`INSERT INTO answer VALUES ('web-session 00ff', 1, '{}'), ('web-sessions', 1, '{"status": 7}'), ('web', 1, '{"status": 8}')`,
+			`INSERT INTO role VALUES ('r', '{"name": "R"}')`,
+		} {
+			if _, err := x.ExecContext(t.Context(), text); err != nil {
+				return false, err
+			}
+		}
+		return false, nil
+	})
+	if err := errors.Join(err, old.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), path, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if n, err := Version(t.Context(), s); n != len(all) || err != nil {
+		t.Errorf("schema %d of %d, %v", n, len(all), err)
+	}
+	err = s.Update(t.Context(), func(tx control.Tx) error {
+		if _, err := tx.Answer("web-session 00ff"); !errors.Is(err, control.ErrNotFound) {
+			t.Errorf("a session among the answers: %v", err)
+		}
+		one, err1 := tx.Answer("web-sessions")
+		other, err2 := tx.Answer("web")
+		roles, err3 := tx.Roles()
+		if one.Status != 7 || other.Status != 8 || len(roles) != 1 {
+			t.Errorf("%v, %v, %v", one, other, roles)
+		}
+		return errors.Join(err1, err2, err3, tx.PutSession(control.Session{Key: "new"}))
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // Both engines have the same tables in their migrations, and text that sorts

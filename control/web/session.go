@@ -24,19 +24,14 @@ import (
 // the secret, of which the store has only a digest: the cookie is of no use
 // without the store, and the store of none without the cookie. Replicas share
 // it as they share the store.
-//
-// The store keeps it as an answer to the call that signed in, and forgets it
-// with those, after a day.
 type session struct {
 	key    string // in the store
 	bearer string
-	began  time.Time
 }
 
 const (
 	cookieName = "__Host-jitgate"
-	// sessionLasts at most, if its token does not end before. The store keeps
-	// answers for longer.
+	// sessionLasts at most, if its token does not end before.
 	sessionLasts = 12 * time.Hour
 	secretBytes  = 32
 )
@@ -64,7 +59,7 @@ func sessionKeys(secret []byte) (key string, seal cipher.AEAD) {
 	if err != nil {
 		panic(err) // AES has the right blocks
 	}
-	return "web-session " + hex.EncodeToString(derive("key")), seal
+	return hex.EncodeToString(derive("key")), seal
 }
 
 // findSession finds the session of the call's cookie.
@@ -78,9 +73,9 @@ func (c *call) findSession() (session, error) {
 		return session{}, errNoSession()
 	}
 	key, seal := sessionKeys(secret)
-	var kept control.Answer
+	var kept control.Session
 	err = c.Store.View(c.ctx, func(tx control.Tx) error {
-		kept, err = tx.Answer(key)
+		kept, err = tx.Session(key)
 		return err
 	})
 	switch {
@@ -88,15 +83,14 @@ func (c *call) findSession() (session, error) {
 		return session{}, errNoSession()
 	case err != nil:
 		return session{}, err
-	case !c.Now().Before(kept.Time.Add(sessionLasts)):
+	case !c.Now().Before(kept.Ends):
 		return session{}, errNoSession()
 	}
-	// One that was ended has nothing that opens.
-	bearer, err := seal.Open(nil, nil, kept.Body, []byte(key))
+	bearer, err := seal.Open(nil, nil, kept.Sealed, []byte(key))
 	if err != nil {
 		return session{}, errNoSession()
 	}
-	return session{key: key, bearer: string(bearer), began: kept.Time}, nil
+	return session{key: key, bearer: string(bearer)}, nil
 }
 
 // begin begins a session with a token that was found good. Its secret is new,
@@ -108,8 +102,9 @@ func (c *call) begin(bearer string) error {
 	secret := make([]byte, secretBytes)
 	rand.Read(secret)
 	key, seal := sessionKeys(secret)
-	kept := control.Answer{Key: key, Status: http.StatusSeeOther, Body: seal.Seal(nil, nil, []byte(bearer), []byte(key)), Time: c.Now()}
-	if err := c.Store.Update(c.ctx, func(tx control.Tx) error { return tx.PutAnswer(kept) }); err != nil {
+	now := c.Now()
+	kept := control.Session{Key: key, Sealed: seal.Seal(nil, nil, []byte(bearer), []byte(key)), Began: now, Ends: now.Add(sessionLasts)}
+	if err := c.Store.Update(c.ctx, func(tx control.Tx) error { return tx.PutSession(kept) }); err != nil {
 		return err
 	}
 	http.SetCookie(c.w, &http.Cookie{Name: cookieName, Value: base64.RawURLEncoding.EncodeToString(secret), Path: "/",
@@ -128,9 +123,11 @@ func (c *call) end() error {
 	if err != nil {
 		return err
 	}
-	return c.Store.Update(c.ctx, func(tx control.Tx) error {
-		return tx.PutAnswer(control.Answer{Key: s.key, Status: http.StatusGone, Time: s.began})
-	})
+	err = c.Store.Update(c.ctx, func(tx control.Tx) error { return tx.DeleteSession(s.key) })
+	if errors.Is(err, control.ErrNotFound) {
+		return nil // ended elsewhere, meanwhile
+	}
+	return err
 }
 
 // signInData is what the page to sign in shows.

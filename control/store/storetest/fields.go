@@ -41,6 +41,10 @@ func keepsEveryField(t *testing.T, s control.Store) {
 		kept(t, s, func(a *control.Answer, first control.Answer) { a.Key = first.Key }, control.Tx.PutAnswer,
 			func(x control.Tx, a control.Answer) (control.Answer, error) { return x.Answer(a.Key) })
 	})
+	t.Run("session", func(t *testing.T) {
+		kept(t, s, func(v *control.Session, first control.Session) { v.Key = first.Key }, control.Tx.PutSession,
+			func(x control.Tx, v control.Session) (control.Session, error) { return x.Session(v.Key) })
+	})
 	t.Run("scope setting", func(t *testing.T) {
 		kept(t, s, func(v *control.ScopeSetting, first control.ScopeSetting) { v.Scope = first.Scope }, control.Tx.PutScopeSetting,
 			func(x control.Tx, v control.ScopeSetting) (control.ScopeSetting, error) {

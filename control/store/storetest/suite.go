@@ -38,6 +38,7 @@ func Run(t *testing.T, open func(*testing.T) control.Store) {
 		{"activity", activity},
 		{"roles and assignments", rolesAndAssignments},
 		{"answers", answers},
+		{"sessions", sessions},
 		{"rollback", rollback},
 		{"a view does not write", viewOnly},
 		{"a view is one state", oneState},
@@ -77,12 +78,14 @@ func notThere(t *testing.T, s control.Store) {
 		"Join":          func(x control.Tx) error { _, err := x.Join("none"); return err },
 		"Token":         func(x control.Tx) error { _, err := x.Token("none"); return err },
 		"Answer":        func(x control.Tx) error { _, err := x.Answer("none"); return err },
+		"Session":       func(x control.Tx) error { _, err := x.Session("none"); return err },
 		"Meta":          func(x control.Tx) error { _, err := x.Meta("none"); return err },
 	}
 	deletions := map[string]func(control.Tx) error{
 		"DeletePolicy":        func(x control.Tx) error { return x.DeletePolicy(id) },
 		"DeletePendingPolicy": func(x control.Tx) error { return x.DeletePendingPolicy(vm) },
 		"DeleteVM":            func(x control.Tx) error { return x.DeleteVM(vm) },
+		"DeleteSession":       func(x control.Tx) error { return x.DeleteSession("none") },
 		"DeleteRole":          func(x control.Tx) error { return x.DeleteRole("none") },
 		"DeleteAssignment":    func(x control.Tx) error { return x.DeleteAssignment(control.Assignment{Principal: "none"}) },
 	}
@@ -735,6 +738,45 @@ func answers(t *testing.T, s control.Store) {
 	if has("old") || !has("new") || !has("newer") {
 		t.Error("answers older than a day, and no others, are forgotten")
 	}
+}
+
+func sessions(t *testing.T, s control.Store) {
+	put := func(key string, began, ends time.Time) {
+		update(t, s, func(x control.Tx) error {
+			return x.PutSession(control.Session{Key: key, Sealed: []byte(key), Began: began, Ends: ends})
+		})
+	}
+	check := func(want string) {
+		t.Helper()
+		var there []string
+		for _, key := range []string{"A", "a", "b", "c"} {
+			err := s.View(t.Context(), func(x control.Tx) error {
+				kept, err := x.Session(key)
+				if err == nil && string(kept.Sealed) != key {
+					t.Errorf("of %s there is %s", key, kept.Sealed)
+				}
+				return err
+			})
+			if err == nil {
+				there = append(there, key)
+			} else if !errors.Is(err, control.ErrNotFound) {
+				t.Fatal(err)
+			}
+		}
+		same(t, strings.Join(there, " "), want)
+	}
+	put("a", at(0), at(10))
+	check("a") // a key is as it is written
+	put("A", at(1), at(20))
+	put("b", at(9), at(30))
+	check("A a b")
+	put("c", at(10), at(40))
+	check("A b c")
+	put("b", at(11), at(12)) // again: it ends sooner
+	update(t, s, func(x control.Tx) error { return x.DeleteSession("A") })
+	check("b c")
+	put("c", at(20), at(40))
+	check("c")
 }
 
 // all the state there is in these tests, for what must leave none.
