@@ -40,7 +40,7 @@ type Enrolled struct {
 	Trust []byte // the trust document, which is the one the token names
 	Pin   policy.Digest
 
-	dir      string
+	dir      disk
 	identity identity
 }
 
@@ -77,7 +77,7 @@ func (e Enrolment) Enroll(ctx context.Context) (Enrolled, error) {
 	if err != nil {
 		return Enrolled{}, err
 	}
-	t, err := newTransport(e.URL, e.Proxy, roots, nil)
+	t, err := newTransport(e.URL, e.Proxy, roots, nil, way{})
 	if err != nil {
 		return Enrolled{}, err
 	}
@@ -96,7 +96,7 @@ func (e Enrolment) Enroll(ctx context.Context) (Enrolled, error) {
 	if _, err := policy.OpenPinnedTrust(answer.Trust, join.Pin); err != nil {
 		return Enrolled{}, fmt.Errorf("the trust document is not the one the token names: %w", err)
 	}
-	return Enrolled{Host: answer.Host, CA: ca, Trust: answer.Trust, Pin: join.Pin, dir: e.IdentityDir, identity: who}, nil
+	return Enrolled{Host: answer.Host, CA: ca, Trust: answer.Trust, Pin: join.Pin, dir: disk(e.IdentityDir), identity: who}, nil
 }
 
 // insist sends a message again while the control plane says that it is busy: a
@@ -125,7 +125,7 @@ func (e Enrolled) Keep() error {
 	if err := e.identity.save(e.dir, identityFile); err != nil {
 		return err
 	}
-	return errors.Join(remove(e.dir, pendingFile), remove(e.dir, nextFile))
+	return errors.Join(e.dir.Remove(pendingFile), e.dir.Remove(nextFile))
 }
 
 // key is the one an earlier try with the same token made, or a new one. It is
@@ -133,19 +133,19 @@ func (e Enrolled) Keep() error {
 func (e Enrolment) key() (identity, error) {
 	join := uplink.JoinHash(e.Token)
 	for _, name := range []string{pendingFile, identityFile} {
-		was, err := loadIdentity(e.IdentityDir, name)
+		was, err := loadIdentity(disk(e.IdentityDir), name)
 		if err == nil && was.join == join {
 			return was, nil
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && name == identityFile {
-			return identity{}, fmt.Errorf("%w: move that file away to enrol anew", err)
+			return identity{}, fmt.Errorf("%s: %w: move that file away to enrol anew", e.IdentityDir, err)
 		}
 	}
 	who, err := newIdentity(join)
 	if err != nil {
 		return identity{}, err
 	}
-	return who, who.save(e.IdentityDir, pendingFile)
+	return who, who.save(disk(e.IdentityDir), pendingFile)
 }
 
 // roots are who may sign the server's certificate. Where the token says which
@@ -170,7 +170,7 @@ func (e Enrolment) roots(ctx context.Context, join uplink.Join) (ca []byte, root
 // fetchCA asks whoever answers for the certificate with a digest. Nothing is
 // sent that is secret, and nothing is believed but by its digest.
 func (e Enrolment) fetchCA(ctx context.Context, want policy.Digest) ([]byte, error) {
-	t, err := newTransport(e.URL, e.Proxy, nil, nil)
+	t, err := newTransport(e.URL, e.Proxy, nil, nil, way{})
 	if err != nil {
 		return nil, err
 	}

@@ -14,10 +14,12 @@ package fetch
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -43,6 +45,18 @@ type Config struct {
 	Socket       string // the agent's
 	Version      string // of this program
 	Log          hclog.Logger
+	// Host takes the place of IdentityDir, InboxDir and Socket, and of the
+	// network; nil: this machine has them. It is for whoever keeps many hosts in
+	// one process.
+	Host *Host
+}
+
+// Host is what a Fetcher needs of a host. All but Dial and Roots are required.
+type Host struct {
+	Identity, Inbox Files
+	Agent           Agent
+	Dial            func(ctx context.Context, network, address string) (net.Conn, error)
+	Roots           *x509.CertPool // who may sign the server's certificate, in place of CA
 }
 
 // Times of reconnecting. Which of them applies is drawn by lot, so that hosts
@@ -58,22 +72,32 @@ const (
 // Fetcher carries documents to one agent.
 type Fetcher struct {
 	Config
+	keys  Files
 	inbox inbox
-	agent local
+	agent Agent
 	lost  chan struct{} // the control plane was not reached
 
 	mu      sync.Mutex
-	status  *status // nil: the agent does not answer
+	status  *Status // nil: the agent does not answer
 	have    uplink.Versions
 	head    uplink.Head
 	changed chan struct{} // closed when one of these changes
 	reached bool          // a control plane talks to us
 	renewed time.Time     // when a renewal was tried last
+
+	resume   tls.ClientSessionCache // of the connections with one certificate
+	resumeOf string                 // that certificate
 }
 
 // New makes a Fetcher.
 func New(c Config) *Fetcher {
-	return &Fetcher{Config: c, inbox: inbox{dir: c.InboxDir}, agent: newLocal(c.Socket), lost: make(chan struct{}, 1), changed: make(chan struct{})}
+	f := &Fetcher{Config: c, lost: make(chan struct{}, 1), changed: make(chan struct{})}
+	if c.Host != nil {
+		f.keys, f.inbox.dir, f.agent = c.Host.Identity, c.Host.Inbox, c.Host.Agent
+	} else {
+		f.keys, f.inbox.dir, f.agent = disk(c.IdentityDir), disk(c.InboxDir), newLocal(c.Socket)
+	}
+	return f
 }
 
 // Run fetches until ctx ends. It never gives up: what cannot be reached now is
@@ -159,11 +183,11 @@ func isStatus(err error, status int) bool {
 
 // connect connects once, and returns why the connection ended.
 func (f *Fetcher) connect(ctx context.Context) error {
-	current, err := loadIdentity(f.IdentityDir, identityFile)
+	current, err := loadIdentity(f.keys, identityFile)
 	if err == nil && current.leaf == nil {
 		err = fmt.Errorf("%s has no certificate", filepath.Join(f.IdentityDir, identityFile))
 	}
-	next, nextErr := loadIdentity(f.IdentityDir, nextFile)
+	next, nextErr := loadIdentity(f.keys, nextFile)
 	if nextErr == nil && next.leaf != nil {
 		gone := f.converse(ctx, next, nextFile)
 		if !isStatus(gone, http.StatusUnauthorized) || err != nil {
@@ -183,7 +207,7 @@ func (f *Fetcher) converse(ctx context.Context, who identity, name string) error
 	if err != nil {
 		return err
 	}
-	t, err := newTransport(f.URL, f.Proxy, roots, who.forTLS())
+	t, err := newTransport(f.URL, f.Proxy, roots, who.forTLS(), way{f.sessions(who), f.dial()})
 	if err != nil {
 		return err
 	}
@@ -202,6 +226,9 @@ func (f *Fetcher) converse(ctx context.Context, who identity, name string) error
 
 // roots are who may sign the server's certificate.
 func (f *Fetcher) roots() (*x509.CertPool, error) {
+	if f.Host != nil && f.Host.Roots != nil {
+		return f.Host.Roots, nil
+	}
 	if f.CA == "" {
 		return nil, nil
 	}
@@ -214,6 +241,30 @@ func (f *Fetcher) roots() (*x509.CertPool, error) {
 		return nil, fmt.Errorf("ca: %s holds no certificate in PEM", f.CA)
 	}
 	return pool, nil
+}
+
+// sessions are those of TLS that a new connection may go on with: a fleet that
+// comes back to a server is spared the most of its handshakes. They belong to
+// the certificate they began with.
+func (f *Fetcher) sessions(who identity) tls.ClientSessionCache {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if of := string(who.leaf.Raw); f.resume == nil || f.resumeOf != of {
+		f.resume, f.resumeOf = tls.NewLRUClientSessionCache(sessionsKept), of
+	}
+	return f.resume
+}
+
+// sessionsKept is how many sessions are kept: one for each name of the server
+// would do.
+const sessionsKept = 2
+
+// dial makes connections; nil: as usual.
+func (f *Fetcher) dial() dialer {
+	if f.Host == nil {
+		return nil
+	}
+	return f.Host.Dial
 }
 
 // setReached notes whether a control plane talks to us, and returns whether
@@ -234,11 +285,11 @@ func (f *Fetcher) isReached() bool {
 // observe follows the agent: its record tells when there is something new.
 func (f *Fetcher) observe(ctx context.Context) {
 	const beyond = policy.MaxVersion // no record has a line there
-	_, head, err := f.agent.events(ctx, beyond, 0)
+	_, head, err := f.agent.Events(ctx, beyond, 0)
 	for said := ""; ; {
-		var now status
+		var now Status
 		if err == nil {
-			now, err = f.agent.status(ctx)
+			now, err = f.agent.Status(ctx)
 		}
 		if ctx.Err() != nil {
 			return
@@ -249,7 +300,7 @@ func (f *Fetcher) observe(ctx context.Context) {
 				said = ""
 			}
 			f.publish(&now, head)
-			_, head, err = f.agent.events(ctx, head.Seq, uplink.MaxWait*time.Second)
+			_, head, err = f.agent.Events(ctx, head.Seq, uplink.MaxWait*time.Second)
 			continue
 		}
 		if text := err.Error(); text != said && ctx.Err() == nil {
@@ -262,12 +313,12 @@ func (f *Fetcher) observe(ctx context.Context) {
 			return
 		case <-time.After(2 * time.Second):
 		}
-		_, head, err = f.agent.events(ctx, beyond, 0)
+		_, head, err = f.agent.Events(ctx, beyond, 0)
 	}
 }
 
 // publish takes over what the agent says.
-func (f *Fetcher) publish(s *status, head uplink.Head) {
+func (f *Fetcher) publish(s *Status, head uplink.Head) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.status, f.head = s, head
@@ -296,7 +347,7 @@ func (f *Fetcher) report() uplink.Up {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	up := uplink.Up{Have: f.have, Head: f.head}
-	var now status
+	var now Status
 	if f.status != nil {
 		now = *f.status
 		up.Status = &uplink.Status{Mode: now.Mode, Version: f.Version, Install: now.Install, Blocked: uplink.Trim(now.Blocked), Problem: uplink.Trim(now.Problem)}

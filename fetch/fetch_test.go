@@ -33,6 +33,11 @@ func grants(realm string, epoch, version uint64, signer ed25519.PrivateKey) []by
 	return e.Encode()
 }
 
+func newInbox(t *testing.T) (*inbox, string) {
+	dir := t.TempDir()
+	return &inbox{dir: disk(dir)}, dir
+}
+
 func signer() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(make([]byte, 32)) }
 
 // Whatever order documents come in, what lies in the inbox only gets newer.
@@ -51,7 +56,7 @@ func TestInboxOrder(t *testing.T) {
 		"too large":        {{make([]byte, policy.MaxEnvelope+1), false}},
 		"no such document": {{policy.Envelope{Type: policy.TypeGrants, Payload: []byte("{}")}.Encode(), false}},
 	} {
-		b := inbox{dir: t.TempDir()}
+		b, dir := newInbox(t)
 		var lies []byte
 		for i, s := range steps {
 			_, err := b.deliver(policy.TypeGrants, s.raw)
@@ -61,19 +66,19 @@ func TestInboxOrder(t *testing.T) {
 			if s.taken {
 				lies = s.raw
 			}
-			if got, _ := os.ReadFile(filepath.Join(b.dir, "grants.json")); !bytes.Equal(got, lies) {
+			if got, _ := os.ReadFile(filepath.Join(dir, "grants.json")); !bytes.Equal(got, lies) {
 				t.Errorf("%s, %d: %q lies there", what, i, got)
 			}
 		}
-		if left, _ := filepath.Glob(filepath.Join(b.dir, ".*")); len(left) > 0 {
+		if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 {
 			t.Errorf("%s: %q is left", what, left)
 		}
 	}
-	b := inbox{dir: t.TempDir()}
+	b, dir := newInbox(t)
 	if _, err := b.deliver(policy.TypePolicy, grants("r", 1, 1, key)); err == nil {
 		t.Error("a list of grants was delivered as a policy")
 	}
-	if _, err := (&inbox{dir: filepath.Join(b.dir, "none")}).deliver(policy.TypeGrants, grants("r", 1, 1, key)); err == nil || !strings.Contains(err.Error(), "the agent makes its inbox") {
+	if _, err := (&inbox{dir: disk(filepath.Join(dir, "none"))}).deliver(policy.TypeGrants, grants("r", 1, 1, key)); err == nil || !strings.Contains(err.Error(), "the agent makes its inbox") {
 		t.Error(err)
 	}
 }
@@ -81,8 +86,8 @@ func TestInboxOrder(t *testing.T) {
 // What others put into the inbox meanwhile counts.
 func TestInboxOthers(t *testing.T) {
 	key := signer()
-	b := inbox{dir: t.TempDir()}
-	if err := os.WriteFile(filepath.Join(b.dir, "grants.json"), grants("r", 1, 7, key), 0o644); err != nil {
+	b, dir := newInbox(t)
+	if err := os.WriteFile(filepath.Join(dir, "grants.json"), grants("r", 1, 7, key), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.deliver(policy.TypeGrants, grants("r", 1, 6, key)); !errors.Is(err, errOld) {
@@ -91,7 +96,7 @@ func TestInboxOthers(t *testing.T) {
 	// What lies there and is no document is replaced; a planted link under the
 	// temporary name leads nowhere.
 	victim := filepath.Join(t.TempDir(), "victim")
-	if err := errors.Join(os.WriteFile(filepath.Join(b.dir, "grants.json"), []byte("x"), 0o644), os.Symlink(victim, filepath.Join(b.dir, ".grants.json.new"))); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "grants.json"), []byte("x"), 0o644), os.Symlink(victim, filepath.Join(dir, ".grants.json.new"))); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.deliver(policy.TypeGrants, grants("r", 1, 6, key)); err != nil {
@@ -123,28 +128,28 @@ func TestIdentity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := i.save(dir, pendingFile); err != nil {
+	if err := i.save(disk(dir), pendingFile); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(filepath.Join(dir, pendingFile))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
-	got, err := loadIdentity(dir, pendingFile)
+	got, err := loadIdentity(disk(dir), pendingFile)
 	if err != nil || got.join != "0a0b" || got.leaf != nil {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if _, err := got.request(); err != nil {
 		t.Error(err)
 	}
-	if _, err := loadIdentity(dir, identityFile); !errors.Is(err, os.ErrNotExist) {
+	if _, err := loadIdentity(disk(dir), identityFile); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
 	for what, text := range map[string]string{"nothing": "", "no key": "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n", "text": "x"} {
 		if err := os.WriteFile(filepath.Join(dir, identityFile), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := loadIdentity(dir, identityFile); err == nil || errors.Is(err, os.ErrNotExist) {
+		if _, err := loadIdentity(disk(dir), identityFile); err == nil || errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -256,7 +261,7 @@ func TestNoRedirect(t *testing.T) {
 	defer other.Close()
 	s := httptest.NewTLSServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
 	defer s.Close()
-	tr, err := newTransport(s.URL, "", s.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, nil)
+	tr, err := newTransport(s.URL, "", s.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, nil, way{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,10 +12,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 )
 
 // The files of an identity directory. What is being made stands beside what is
@@ -130,69 +126,23 @@ func parseIdentity(text []byte) (identity, error) {
 
 // loadIdentity reads one of the files. One that is not there is
 // fs.ErrNotExist.
-func loadIdentity(dir, name string) (identity, error) {
-	path := filepath.Join(dir, name)
-	f, err := os.Open(path)
-	if err != nil {
-		return identity{}, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxIdentity))
+func loadIdentity(dir Files, name string) (identity, error) {
+	text, err := dir.Read(name, maxIdentity)
 	if err != nil {
 		return identity{}, err
 	}
 	i, err := parseIdentity(text)
 	if err != nil {
-		return identity{}, fmt.Errorf("%s: %w", path, err)
+		return identity{}, fmt.Errorf("%s: %w", name, err)
 	}
 	return i, nil
 }
 
 // save writes one of the files, whole or not at all, for its owner only.
-func (i identity) save(dir, name string) error {
+func (i identity) save(dir Files, name string) error {
 	text, err := i.encode()
 	if err != nil {
 		return err
 	}
-	return replaceFile(dir, name, text, 0o600)
-}
-
-// replaceFile replaces dir/name whole: a crash leaves the old file or the new
-// one. In the directory of somebody else, made by root, the file becomes
-// theirs.
-func replaceFile(dir, name string, data []byte, mode os.FileMode) error {
-	temporary := filepath.Join(dir, "."+name+".new")
-	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return err
-	}
-	err = giveTo(f, dir)
-	if err == nil {
-		_, err = f.Write(data)
-	}
-	if err == nil {
-		err = f.Chmod(mode) // whatever the umask took away
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(temporary, filepath.Join(dir, name))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(temporary))
-	}
-	return syncDir(dir)
-}
-
-// remove removes a file, if it is there.
-func remove(dir, name string) error {
-	err := os.Remove(filepath.Join(dir, name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
+	return dir.Replace(name, text, 0o600)
 }

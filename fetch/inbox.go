@@ -1,12 +1,10 @@
 package fetch
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/jitgate/jitgate/policy"
@@ -56,10 +54,18 @@ func (i item) newer(was item) bool {
 
 // inbox is where the agent looks for documents.
 type inbox struct {
-	dir string
+	dir Files
 
-	mu   sync.Mutex
-	lies map[policy.Type]item // what lies there
+	mu    sync.Mutex
+	lies  map[policy.Type]item        // what lies there
+	known map[policy.Type]fingerprint // the files it was read from
+}
+
+// fingerprint is a file that was read, and what it holds.
+type fingerprint struct {
+	sum  [sha256.Size]byte
+	item item
+	err  error
 }
 
 // look reads what lies in the inbox. Others may deliver there as well.
@@ -77,36 +83,28 @@ func (b *inbox) look() map[policy.Type]item {
 func (b *inbox) read() {
 	b.lies = map[policy.Type]item{}
 	for _, t := range uplink.Documents {
-		if i, err := readItem(filepath.Join(b.dir, uplink.File(t))); err == nil && i.typ == t {
+		raw, err := b.dir.Read(uplink.File(t), policy.MaxEnvelope+1)
+		if err != nil {
+			continue
+		}
+		if i, err := b.parse(t, raw); err == nil && i.typ == t {
 			b.lies[t] = i
 		}
 	}
 }
 
-func readItem(path string) (item, error) {
-	raw, err := readPlainFile(path)
-	if err != nil {
-		return item{}, err
+// parse is parseItem, which is spared what was there at the last look.
+func (b *inbox) parse(t policy.Type, raw []byte) (item, error) {
+	sum := sha256.Sum256(raw)
+	if k, ok := b.known[t]; ok && k.sum == sum {
+		return k.item, k.err
 	}
-	return parseItem(raw)
-}
-
-// readPlainFile reads a file of no more than an envelope has. A FIFO or a
-// device is not waited for.
-func readPlainFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
+	i, err := parseItem(raw)
+	if b.known == nil {
+		b.known = map[policy.Type]fingerprint{}
 	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a plain file", path)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, policy.MaxEnvelope+1))
+	b.known[t] = fingerprint{sum, i, err}
+	return i, err
 }
 
 // errOld is returned for what is not newer than what lies there.
@@ -133,7 +131,7 @@ func (b *inbox) deliver(want policy.Type, raw []byte) (item, error) {
 	if was, ok := b.lies[want]; ok && !i.newer(was) {
 		return i, errOld
 	}
-	if err := replaceFile(b.dir, uplink.File(want), raw, 0o644); err != nil {
+	if err := b.dir.Replace(uplink.File(want), raw, 0o644); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fmt.Errorf("%w: the agent makes its inbox when it starts", err)
 		}

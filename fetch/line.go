@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -162,7 +160,7 @@ func (c *conversation) lines(ctx context.Context, head uplink.Head) [][]byte {
 	if acked == nil || wait || head.Seq <= acked.Seq {
 		return nil
 	}
-	lines, _, err := c.agent.events(ctx, acked.Seq, 0)
+	lines, _, err := c.agent.Events(ctx, acked.Seq, 0)
 	if err != nil {
 		return nil // the agent stopped: it is observed
 	}
@@ -224,16 +222,16 @@ func (c *conversation) hearFirst() error {
 	}
 	c.setReached(true)
 	if c.file == nextFile {
-		if err := os.Rename(filepath.Join(c.IdentityDir, nextFile), filepath.Join(c.IdentityDir, identityFile)); err != nil {
+		if err := c.keys.Rename(nextFile, identityFile); err != nil {
 			return fmt.Errorf("the renewed identity: %w", err)
 		}
 		c.file = identityFile
 		c.Log.Info("the renewed certificate is in use", "until", c.identity.leaf.NotAfter.UTC().Format(time.RFC3339))
-		return syncDir(c.IdentityDir)
+		return nil
 	}
 	// The one in use is known, so one that was renewed to and is not was never
 	// taken over.
-	return remove(c.IdentityDir, nextFile)
+	return c.keys.Remove(nextFile)
 }
 
 // renewIfDue renews the certificate when the control plane says that it is
@@ -285,7 +283,7 @@ func (c *conversation) renew(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("renewal: %w", err)
 	}
-	if err := next.save(c.IdentityDir, nextFile); err != nil {
+	if err := next.save(c.keys, nextFile); err != nil {
 		return fmt.Errorf("renewal: %w", err)
 	}
 	return errRenewed

@@ -16,6 +16,14 @@ import (
 	"github.com/jitgate/jitgate/uplink"
 )
 
+// Agent is a host's agent.
+type Agent interface {
+	Status(context.Context) (Status, error)
+	// Events returns lines of the record behind a number, and where it ends. It
+	// waits for the first one.
+	Events(ctx context.Context, after uint64, wait time.Duration) (lines [][]byte, head uplink.Head, err error)
+}
+
 // local is the agent on this host, behind its socket.
 type local struct {
 	client *http.Client
@@ -60,37 +68,41 @@ func (e *agentError) Error() string {
 	return fmt.Sprintf("the agent answers %d: %s", e.status, e.message)
 }
 
-// status is what the agent says of itself, as far as it goes up.
-type status struct {
-	Install  string         `json:"install"`
-	Mode     string         `json:"mode"`
-	Openings []statusGrant  `json:"openings"`
-	Docs     []statusOfKind `json:"documents"`
-	Blocked  string         `json:"blocked"`
-	Problem  string         `json:"problem"`
+// Status is what the agent says of itself, as far as it goes up.
+type Status struct {
+	Install  string           `json:"install"`
+	Mode     string           `json:"mode"`
+	Openings []StatusGrant    `json:"openings"`
+	Docs     []StatusDocument `json:"documents"`
+	Blocked  string           `json:"blocked"`
+	Problem  string           `json:"problem"`
 }
 
-type statusGrant struct {
+// StatusGrant is a grant in force.
+type StatusGrant struct {
 	Grant string `json:"grant"`
 }
 
-type statusOfKind struct {
+// StatusDocument is what is in force of one kind of document, and what is said of
+// the one that lies in the inbox.
+type StatusDocument struct {
 	Document string `json:"document"`
 	Version  uint64 `json:"version"`
 	Refusal  string `json:"refusal"`
 }
 
 // of is what the agent says of one type of document.
-func (s status) of(t policy.Type) statusOfKind {
+func (s Status) of(t policy.Type) StatusDocument {
 	for _, d := range s.Docs {
 		if d.Document+".json" == uplink.File(t) {
 			return d
 		}
 	}
-	return statusOfKind{}
+	return StatusDocument{}
 }
 
-func (l local) status(ctx context.Context) (s status, err error) {
+// Status implements Agent.
+func (l local) Status(ctx context.Context) (s Status, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	_, text, err := l.get(ctx, "/v1/status")
@@ -100,9 +112,8 @@ func (l local) status(ctx context.Context) (s status, err error) {
 	return s, err
 }
 
-// events returns lines of the record behind a number, and where it ends. It
-// waits for the first one.
-func (l local) events(ctx context.Context, after uint64, wait time.Duration) (lines [][]byte, head uplink.Head, err error) {
+// Events implements Agent.
+func (l local) Events(ctx context.Context, after uint64, wait time.Duration) (lines [][]byte, head uplink.Head, err error) {
 	ctx, cancel := context.WithTimeout(ctx, wait+15*time.Second)
 	defer cancel()
 	header, text, err := l.get(ctx, fmt.Sprintf("/v1/events?after=%d&wait=%d", after, int(wait/time.Second)))

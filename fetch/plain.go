@@ -101,7 +101,7 @@ func inForce(raw []byte, version uint64) bool {
 // read reads one file: by its name where it is one, else by HTTP.
 func (p *plain) read(ctx context.Context, where string) ([]byte, error) {
 	if filepath.IsAbs(where) {
-		return readPlainFile(where)
+		return readPlainFile(where, policy.MaxEnvelope+1)
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, where, nil)
 	if err != nil {

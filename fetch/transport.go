@@ -32,13 +32,30 @@ type transport struct {
 	base  string // https://NAME[:PORT]
 	tls   *tls.Config
 	proxy func(*http.Request) (*url.URL, error)
+	reach dialer
 	http  *http.Client
+}
+
+// dialer makes a connection to an address.
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+// way is how connections are made. The zero way is the usual one: sessions of
+// TLS last as long as the transport.
+type way struct {
+	sessions tls.ClientSessionCache
+	dial     dialer
 }
 
 // newTransport makes one. The system's roots are believed where roots is nil.
 // An identity that is nil shows no certificate.
-func newTransport(base, proxy string, roots *x509.CertPool, identity *tls.Certificate) (*transport, error) {
-	t := &transport{base: base, proxy: http.ProxyFromEnvironment}
+func newTransport(base, proxy string, roots *x509.CertPool, identity *tls.Certificate, w way) (*transport, error) {
+	t := &transport{base: base, proxy: http.ProxyFromEnvironment, reach: w.dial}
+	if t.reach == nil {
+		t.reach = (&net.Dialer{}).DialContext
+	}
+	if w.sessions == nil {
+		w.sessions = tls.NewLRUClientSessionCache(4)
+	}
 	if proxy != "" {
 		u, err := url.Parse(proxy)
 		if err != nil {
@@ -50,7 +67,7 @@ func newTransport(base, proxy string, roots *x509.CertPool, identity *tls.Certif
 		MinVersion:         tls.VersionTLS13,
 		NextProtos:         []string{"http/1.1"},
 		RootCAs:            roots,
-		ClientSessionCache: tls.NewLRUClientSessionCache(4),
+		ClientSessionCache: w.sessions,
 	}
 	if identity != nil {
 		// Whatever the server says of the issuers it knows: there is one.
@@ -82,7 +99,7 @@ func (t *transport) dial(ctx context.Context, network, addr string) (net.Conn, e
 			to = net.JoinHostPort(via.Hostname(), "80")
 		}
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, network, to)
+	conn, err := t.reach(ctx, network, to)
 	if err != nil {
 		return nil, err
 	}
