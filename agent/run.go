@@ -6,6 +6,9 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"runtime/debug"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/jitgate/jitgate/audit"
@@ -37,24 +40,39 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer steps.close()
-	if err := a.record(ctx, []audit.Event{{Name: audit.AgentStarted, Message: "the agent started in mode " + string(a.mode().Mode)}}); err != nil {
-		a.Log.Error("no record can be written: nothing will open", "error", err)
-	}
+	// First in the record, and with the first that is written to it: before the
+	// guard stands a disk is waited for once, not twice.
+	a.pending = slices.Insert(a.pending, 0, audit.Event{Name: audit.AgentStarted, Time: a.Clock.Wall(), Message: "the agent started in mode " + string(a.mode().Mode)})
+	// Who waits for the guard, as a boot does, does not wait for what the first
+	// pass looks at and records after it.
+	var stop func()
+	var unserved error
+	a.stands = sync.OnceFunc(func() {
+		if stop, unserved = a.serve(); unserved != nil {
+			return
+		}
+		if ready != nil {
+			ready()
+		}
+		a.Supervisor.tell(supervisorReady)
+		a.Log.Info("guarding", "ports", a.guarded(), "mode", a.mode().Mode, "firewall", a.Backend.Describe())
+	})
+	defer func() {
+		if stop != nil {
+			stop()
+		}
+	}()
 	if _, err = a.Step(ctx); err != nil && !a.applied {
 		return err
 	}
+	a.stands() // in mode off, where nothing is to stand
+	if unserved != nil {
+		return unserved
+	}
 	a.logProblem(nil, err)
-	stop, err := a.serve()
-	if err != nil {
-		return err
-	}
-	defer stop()
-	if ready != nil {
-		ready()
-	}
-	a.Supervisor.tell(supervisorReady)
-	a.Log.Info("guarding", "ports", a.guarded(), "mode", a.mode().Mode, "firewall", a.Backend.Describe())
 
+	rest := time.NewTimer(restAfter)
+	defer rest.Stop()
 	heads := time.NewTicker(headEvery)
 	defer heads.Stop()
 	a.tellHead(ctx)
@@ -89,6 +107,9 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		case <-heads.C:
 			a.tellHead(ctx)
 			continue
+		case <-rest.C:
+			debug.FreeOSMemory()
+			continue
 		case <-wake.C:
 			watch.renew()
 		case <-steps.C:
@@ -103,8 +124,16 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		}
 		_, err = a.Step(ctx)
 		a.logProblem(before, also(err, a.tellKnocks(ctx)))
+		if a.worked {
+			a.worked = false
+			rest.Reset(restAfter)
+		}
 	}
 }
+
+// restAfter is how long after a start or a document the memory that took is
+// given back to the system: the runtime keeps it for work that does not come.
+const restAfter = 2 * time.Second
 
 // logProblem logs a problem when it begins and when it ends, not every second.
 func (a *Agent) logProblem(before, now error) {

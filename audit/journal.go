@@ -139,7 +139,9 @@ func (j *Journal) taken(item queued) {
 		return
 	}
 	j.queue[0] = queued{}
-	j.queue = j.queue[1:]
+	if j.queue = j.queue[1:]; len(j.queue) == 0 {
+		j.queue = nil // what a thousand entries took is not kept for the next one
+	}
 	j.size -= len(item.datagram)
 }
 

@@ -26,6 +26,7 @@ type host struct {
 	realm   *realm
 	program string
 	dir     string
+	notify  string // the socket it tells its supervisor on; empty: it has none
 	process *exec.Cmd
 	log     *os.File
 	size    int // bytes of the last envelope
@@ -82,6 +83,9 @@ func newHost(program, dir, socketDir string, ports ...policy.Port) (h *host, err
 func (h *host) startAgent() error {
 	c := exec.Command(h.program, "agent", "run", "--config", h.config())
 	c.Stdout, c.Stderr = h.log, h.log
+	if h.notify != "" {
+		c.Env = append(os.Environ(), "NOTIFY_SOCKET="+h.notify)
+	}
 	if err := h.start(c); err != nil {
 		return err
 	}

@@ -42,6 +42,7 @@ func measurements() []measurement {
 	return []measurement{
 		{"rename", measureRename},
 		{"exec", measureExec},
+		{"start", measureStart},
 		{"cold", measureCold},
 		{"change", measureChange},
 		{"packet", measurePacket},

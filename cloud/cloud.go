@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jitgate/jitgate/policy"
@@ -185,9 +186,15 @@ func (q questions) azure() (string, error) {
 	return parseAzure(body)
 }
 
+// pattern compiles an expression when it is first asked for: an agent has this
+// package in its program and asks nobody.
+func pattern(expression string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
+}
+
 // A resource id of a virtual machine, or of one in a scale set. Names of
 // resource groups may hold letters beyond ASCII; policy.CheckHostID refuses those.
-var azureID = regexp.MustCompile(`(?i)^/subscriptions/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})` +
+var azureID = pattern(`(?i)^/subscriptions/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})` +
 	`/resourceGroups/[^/\s]+/providers/Microsoft\.Compute/(virtualMachines|virtualMachineScaleSets/[^/\s]+/virtualMachines)/[^/\s]+$`)
 
 func parseAzure(body []byte) (string, error) {
@@ -199,7 +206,7 @@ func parseAzure(body []byte) (string, error) {
 	if err := json.Unmarshal(body, &compute); err != nil {
 		return "", fmt.Errorf("compute metadata: %w", err)
 	}
-	found := azureID.FindStringSubmatch(compute.ResourceID)
+	found := azureID().FindStringSubmatch(compute.ResourceID)
 	switch {
 	case found == nil:
 		return "", fmt.Errorf("resourceId %q is not a virtual machine's", compute.ResourceID)
@@ -246,9 +253,9 @@ func from(name string, header http.Header) error {
 }
 
 var (
-	ec2Account  = regexp.MustCompile(`^[0-9]{12}$`)
-	ec2Instance = regexp.MustCompile(`^i-([0-9a-f]{8}|[0-9a-f]{17})$`)
-	ec2Region   = regexp.MustCompile(`^([a-z]{2}|us-gov)-[a-z]+-[0-9]$`)
+	ec2Account  = pattern(`^[0-9]{12}$`)
+	ec2Instance = pattern(`^i-([0-9a-f]{8}|[0-9a-f]{17})$`)
+	ec2Region   = pattern(`^([a-z]{2}|us-gov)-[a-z]+-[0-9]$`)
 )
 
 func parseEC2(body []byte) (string, error) {
@@ -261,11 +268,11 @@ func parseEC2(body []byte) (string, error) {
 		return "", fmt.Errorf("instance identity document: %w", err)
 	}
 	switch {
-	case !ec2Account.MatchString(document.Account):
+	case !ec2Account().MatchString(document.Account):
 		return "", fmt.Errorf("accountId %q is not twelve digits", document.Account)
-	case !ec2Instance.MatchString(document.Instance):
+	case !ec2Instance().MatchString(document.Instance):
 		return "", fmt.Errorf("instanceId %q is not an instance's", document.Instance)
-	case !ec2Region.MatchString(document.Region):
+	case !ec2Region().MatchString(document.Region):
 		return "", fmt.Errorf("region %q is of no partition that is known here: set host_id", document.Region)
 	}
 	partition := "aws"
@@ -296,19 +303,19 @@ func (q questions) gce() (string, error) {
 
 var (
 	// Old projects have their domain in front: example.com:project.
-	gceProject = regexp.MustCompile(`^([a-z0-9.-]{1,255}:)?[a-z][a-z0-9-]{0,61}[a-z0-9]$`)
-	gceZone    = regexp.MustCompile(`^projects/[0-9]+/zones/([a-z][a-z0-9-]{0,62})$`)
-	gceID      = regexp.MustCompile(`^[1-9][0-9]{0,19}$`)
+	gceProject = pattern(`^([a-z0-9.-]{1,255}:)?[a-z][a-z0-9-]{0,61}[a-z0-9]$`)
+	gceZone    = pattern(`^projects/[0-9]+/zones/([a-z][a-z0-9-]{0,62})$`)
+	gceID      = pattern(`^[1-9][0-9]{0,19}$`)
 )
 
 func parseGCE(project, zone, id string) (string, error) {
-	where := gceZone.FindStringSubmatch(zone)
+	where := gceZone().FindStringSubmatch(zone)
 	switch {
-	case !gceProject.MatchString(project):
+	case !gceProject().MatchString(project):
 		return "", fmt.Errorf("project id %q is not one", project)
 	case where == nil:
 		return "", fmt.Errorf("zone %q is not one", zone)
-	case !gceID.MatchString(id):
+	case !gceID().MatchString(id):
 		return "", fmt.Errorf("instance id %q is not a number", id)
 	}
 	return fmt.Sprintf("//compute.googleapis.com/projects/%s/zones/%s/instances/%s", project, where[1], id), nil
