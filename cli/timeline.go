@@ -160,7 +160,7 @@ func periodCells(p audit.Period) []string {
 	case !p.Until.IsZero():
 		to = "until " + clock(p.Until, p.From)
 	}
-	return []string{to, length, fmt.Sprint(p.Port), audit.Plain(p.Source), audit.Plain(p.Requestor), ended, useText(p.Use), audit.Plain(p.Reason)}
+	return []string{to, length, fmt.Sprint(p.Port), audit.Plain(p.Source), audit.Plain(p.Requestor), ended, strings.Join(slices.DeleteFunc([]string{useText(p.Use), loginsText(p.Logins)}, func(s string) bool { return s == "" }), "; "), audit.Plain(p.Reason)}
 }
 
 // clock is a time, with its day where that is another.
@@ -191,6 +191,27 @@ func useText(e *audit.Event) string {
 		text = "at least " + text
 	}
 	return text
+}
+
+// maxAccounts is how many of those who logged in are named with an opening.
+const maxAccounts = 4
+
+// loginsText says as whom somebody logged in, and with which key.
+func loginsText(logins []audit.Event) string {
+	var who []string
+	for _, l := range logins {
+		name := "as " + audit.Plain(l.Account)
+		if with := cmp.Or(l.Key, l.Method); with != "" {
+			name += " with " + audit.Plain(with)
+		}
+		if !slices.Contains(who, name) {
+			who = append(who, name)
+		}
+	}
+	if more := len(who) - maxAccounts; more > 0 {
+		who = append(who[:maxAccounts], fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(who, ", ")
 }
 
 // amount is a number of bytes for people.

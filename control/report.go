@@ -276,7 +276,7 @@ var told = map[string]bool{
 	"agent.started": true, "agent.stopped": true, "install.created": true, "install.renewed": true,
 	"guard.armed": true, "guard.confirmed": true, "guard.reverted": true, "guard.disarmed": true, "guard.lockdown": true, "guard.drift": true, "guard.repaired": true,
 	"document.delivered": true, "document.refused": true,
-	"grant.opened": true, "grant.refused": true, "grant.expired": true, "grant.revoked": true, "grant.used": true, "connection.denied": true,
+	"grant.opened": true, "grant.refused": true, "grant.expired": true, "grant.revoked": true, "grant.login": true, "grant.used": true, "connection.denied": true,
 }
 
 // take keeps a line and draws from it what it says of a request.
@@ -308,7 +308,7 @@ func (r *received) take(l uplink.Line) {
 	switch {
 	case strings.HasSuffix(l.Event, ".refused"):
 		a.Status, a.Reason = "Failed", cmp.Or(l.Message, l.Reason)
-	case l.Event == "grant.used": // what it was used for, not what it was asked for
+	case l.Event == "grant.used", l.Event == "grant.login": // what it was used for, not what it was asked for
 		a.Reason = cmp.Or(l.Message, l.Reason)
 	}
 	if g != nil {

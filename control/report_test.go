@@ -134,7 +134,8 @@ func TestReport(t *testing.T) {
 	}
 	g.now = midday.Add(time.Hour)
 	c.add("grant.expired", `,"grant":"g1","port":22`).
-		add("grant.used", `,"grant":"g1","port":22,"reason":"INC-1","message":"port 22 was open for 203.0.113.7/32: nobody connected"`)
+		add("grant.used", `,"grant":"g1","port":22,"reason":"INC-1","message":"port 22 was open for 203.0.113.7/32: nobody connected"`).
+		add("grant.login", `,"grant":"g1","port":22,"source":"203.0.113.7","reason":"INC-1","message":"root logged in from 203.0.113.7, port 50000, by ED25519 SHA256:x"`)
 	before := g.everything()
 	for range 3 { // as often as it comes
 		g.report(vm, uplink.Up{Lines: c.lines})
@@ -143,12 +144,15 @@ func TestReport(t *testing.T) {
 	if p := g.port("g1"); !p.Closed.Equal(midday.Add(4*time.Second)) || p.Status != control.Initiated {
 		t.Errorf("%+v", p)
 	}
-	if n := g.everything(); n != before+2 {
-		t.Errorf("%d lines for two", n-before)
+	if n := g.everything(); n != before+3 {
+		t.Errorf("%d lines for three", n-before)
 	}
 	// What it was used for, where one would look for it.
 	if used := g.activity("grant.used"); len(used) != 1 || used[0].Request != "req-g1" || used[0].Reason != "port 22 was open for 203.0.113.7/32: nobody connected" {
 		t.Errorf("%+v", used)
+	}
+	if in := g.activity("grant.login"); len(in) != 1 || in[0].Request != "req-g1" || !strings.HasPrefix(in[0].Reason, "root logged in from 203.0.113.7, ") {
+		t.Errorf("%+v", in)
 	}
 	if kept := g.kept(vm); len(kept) != len(c.lines) || string(kept[4].Line) != string(c.lines[4]) {
 		t.Errorf("%d lines are kept", len(kept))

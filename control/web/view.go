@@ -93,7 +93,7 @@ var functions = template.FuncMap{
 }
 
 // eventNames are offered where the log is filtered.
-var eventNames = []string{"request.initiated", "request.approved", "request.denied", "request.revoked", "grant.opened", "grant.used", "grant.expired", "grant.revoked", "grant.refused",
+var eventNames = []string{"request.initiated", "request.approved", "request.denied", "request.revoked", "grant.opened", "grant.login", "grant.used", "grant.expired", "grant.revoked", "grant.refused",
 	"policy.written", "policy.deleted", "connection.denied", "host.enrolled", "host.lost", "access.given", "access.taken"}
 
 // clip keeps a text to n letters.
