@@ -136,6 +136,9 @@ func (c Caller) scopes(a Action) []Scope {
 	})
 }
 
+// MaySomewhere reports whether there is a scope at which the caller may do a.
+func (c Caller) MaySomewhere(a Action) bool { return len(c.scopes(a)) > 0 }
+
 // within narrows scopes to what is in s.
 func within(scopes []Scope, s Scope) []Scope {
 	var in []Scope

@@ -120,7 +120,20 @@ func TestThreatWritesScript(t *testing.T) {
 		pages = append(pages, "/ui/requests/"+r[0].ID, "/ui/requests?show=all", "/ui/vms", "/ui/vms?tab=Unsupported", link("vm", "id", web1), link("vm", "id", machine("old"+name)),
 			link("activity", "scope", web1), "/ui/timeline", link("ports", "vm", web1), link("request", "vm", web1),
 			"/ui/vms?tab="+q, "/ui/vms?q="+q+"&scope="+q, "/ui/activity?scope="+q+"&event="+q+"&actor="+q+"&from="+q, "/ui/timeline?scope="+q+"&span="+q,
-			"/ui/vm?id="+q, "/ui/request?vm="+q, "/ui/requests/"+url.PathEscape(text), "/ui/requests?after="+q+"&show="+q, "/ui/"+url.PathEscape(text))
+			"/ui/vm?id="+q, "/ui/request?vm="+q, "/ui/requests/"+url.PathEscape(text), "/ui/requests?after="+q+"&show="+q, "/ui/"+url.PathEscape(text),
+			"/ui/settings/approval", "/ui/settings/scopes?scope="+q, "/ui/settings/joining?scope="+q, "/ui/settings/roles?q="+q+"&scope="+q, "/ui/settings/roles", "/ui/settings/signing",
+			"/ui/settings/terms?subscription="+q+"&group="+q+"&location="+q+"&name="+q, "/ui/settings/terms?subscription="+web1.Subscription+"&group="+web1.Group+"&location=westeurope&name=default")
+	}
+	// Who switched something off, and why; a group that is called so.
+	for i, text := range evil {
+		caller := s.admin
+		caller.Name = text
+		if _, err := s.engine.SetScope(t.Context(), caller, control.Scope(groupPath+string(rune('a'+i))), false, text); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.engine.Assign(t.Context(), s.admin, control.Assignment{Principal: "group:" + text, Role: "Reader", Scope: control.Everywhere}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, path := range pages {
 		harmlessPage(t, path, owner.get(path).Body.String())
@@ -137,6 +150,16 @@ func TestThreatWritesScript(t *testing.T) {
 			t.Errorf("%q as ports: %d", text, w.Code)
 		}
 		harmlessPage(t, "the pane of ports, refused", w.Body.String())
+		for _, path := range []string{"terms", "scopes", "joining", "roles"} {
+			for _, do := range []string{"make", "give", "take", "off", "revoke", text} {
+				w := named.post("/ui/settings/"+path, "subscription", web1.Subscription, "group", web1.Group, "location", "westeurope", "name", "default", "revision", text, "asks", "on", "approvers", text,
+					"role", text, "expires", text, "scope", text, "reason", text, "principal", text, "uses", text, "valid", text, "id", text, "do", do)
+				if w.Code < 400 || w.Code >= 500 {
+					t.Errorf("%q in %s, %s: %d", text, path, do, w.Code)
+				}
+				harmlessPage(t, path+", refused", w.Body.String())
+			}
+		}
 	}
 }
 
@@ -159,7 +182,8 @@ func TestThreatForgesForms(t *testing.T) {
 		"what says nothing":     {},
 		"what tries to be sure": {"Sec-Fetch-Site": "cross-site", "Origin": here},
 	} {
-		for _, path := range []string{"/ui/sign-in", "/ui/sign-out", "/ui/ports", "/ui/request", to + "/revoke", to + "/extend", to + "/approve", to + "/deny"} {
+		for _, path := range []string{"/ui/sign-in", "/ui/sign-out", "/ui/ports", "/ui/request", to + "/revoke", to + "/extend", to + "/approve", to + "/deny",
+			"/ui/settings/terms", "/ui/settings/scopes", "/ui/settings/joining", "/ui/settings/roles"} {
 			r := form(t.Context(), path, "token", s.owner, "vm", web1.String(), "rows", "0", "do", "off", "on.0.22", "on", "for.0.22", "PT2H", "by", "PT2H")
 			r.Header.Del("Sec-Fetch-Site")
 			r.Header.Del("Origin")

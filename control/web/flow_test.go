@@ -39,12 +39,17 @@ func rule(number uint16, sources, longest string) control.PortRule {
 	return control.PortRule{Number: number, Protocol: policy.TCP, Prefixes: control.Prefixes{One: sources}, MaxDuration: longest}
 }
 
+var tags = regexp.MustCompile(`(?s)^.*<main|<[^>]*>|\s+`)
+
+// gist is what a page says, for a test that failed.
+func gist(page string) string { return clip(strings.Join(strings.Fields(tags.ReplaceAllString(page, " ")), " "), 600) }
+
 // has requires that a page has all of these, and says what it has instead.
 func has(t *testing.T, page string, all ...string) {
 	t.Helper()
 	for _, want := range all {
 		if !strings.Contains(page, want) {
-			t.Errorf("the page lacks %q:\n%s", want, page)
+			t.Errorf("the page lacks %q: %s", want, gist(page))
 		}
 	}
 }
@@ -53,7 +58,7 @@ func lacks(t *testing.T, page string, all ...string) {
 	t.Helper()
 	for _, no := range all {
 		if strings.Contains(page, no) {
-			t.Errorf("the page has %q:\n%s", no, page)
+			t.Errorf("the page has %q: %s", no, gist(page))
 		}
 	}
 }

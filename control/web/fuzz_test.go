@@ -36,10 +36,10 @@ func FuzzForms(f *testing.F) {
 	web1 := s.guard("web1", rule(22, "203.0.113.0/24", "PT3H"))
 	b := s.signedIn(s.owner)
 	vm := url.QueryEscape(web1.String())
-	for _, path := range []string{"ports", "request", "requests/x/extend", "requests/x/approve", "sign-in"} {
+	for _, path := range []string{"ports", "request", "requests/x/extend", "requests/x/approve", "sign-in", "settings/terms", "settings/scopes", "settings/joining", "settings/roles"} {
 		for _, body := range []string{
 			"", "vm=" + vm, "vm=" + vm + "&on.0.22=on&for.0.22=PT1H&source.0.22=range&range.0.22=x", "vm=" + vm + "&rows=1&on.0=on&number.0=22&sources.0=*&do=save",
-			"vm=" + vm + "&rows=99999999999", "vm=%00&vm=" + vm, "by=P1D&comment=%ff", "atMost=-PT1H", "token=a.b.c&next=//x", "%zz",
+			"vm=" + vm + "&rows=99999999999", "vm=%00&vm=" + vm, "by=P1D&comment=%ff", "do=make&scope=/&uses=1", "do=give&principal=local:a&role=Owner&scope=/x", "do=off&scope=/subscriptions/S", "asks=on&approvers=1&subscription=s&group=g&location=l&name=n&revision=1", "atMost=-PT1H", "token=a.b.c&next=//x", "%zz",
 		} {
 			f.Add(path, body)
 		}

@@ -20,15 +20,19 @@ import (
 type view struct {
 	Title string
 	Here  string // the part of the site it belongs to, for the menu
-	Live  bool   // it changes by itself
-	Name  string // of the caller; empty: nobody is signed in
-	Path  string // of the page itself
-	Now   time.Time
-	Data  any
+	// Section is the page of the settings it belongs to, Says what that is, and
+	// Sections are those that the caller may see.
+	Section, Says string
+	Sections      []section
+	Live          bool   // it changes by itself
+	Name          string // of the caller; empty: nobody is signed in
+	Path          string // of the page itself
+	Now           time.Time
+	Data          any
 }
 
 // pages are the templates, each with the layout around it.
-var pages = []string{"activity", "ask", "error", "ports", "request", "requests", "sign-in", "timeline", "vm", "vms"}
+var pages = []string{"activity", "approval", "ask", "error", "joining", "ports", "request", "requests", "roles", "scopes", "sign-in", "signing", "terms", "timeline", "vm", "vms"}
 
 func parseTemplates() (map[string]*template.Template, error) {
 	all := map[string]*template.Template{}
@@ -44,7 +48,7 @@ func parseTemplates() (map[string]*template.Template, error) {
 
 // render answers with a page. It is made whole before the first byte goes out.
 func (c *call) render(status int, name string, v view) {
-	v.Name, v.Path, v.Now = cmp.Or(c.caller.Name, c.caller.ID), c.r.URL.RequestURI(), c.Now()
+	v.Name, v.Path, v.Now, v.Sections = cmp.Or(c.caller.Name, c.caller.ID), c.r.URL.RequestURI(), c.Now(), c.sections()
 	var page bytes.Buffer
 	if err := c.templates[name].Execute(&page, v); err != nil {
 		panic(fmt.Errorf("template %s: %w", name, err)) // our own template and our own structs
@@ -90,6 +94,7 @@ var functions = template.FuncMap{
 		return append([]string{chosen}, lengths...)
 	},
 	"events": func() []string { return eventNames },
+	"wrong":  func(e *control.Error, target string) bool { return e != nil && strings.Contains(e.Target, target) },
 }
 
 // eventNames are offered where the log is filtered.

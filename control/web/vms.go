@@ -102,6 +102,8 @@ type vmData struct {
 	MayAsk   bool
 	MayEdit  bool
 	MayRead  bool // its activity
+	// MayEnroll says that it has no agent, and that the caller may have one join.
+	MayEnroll bool
 }
 
 // way is how to connect to a port.
@@ -125,6 +127,7 @@ func vmPage(c *call) error {
 	scope := v.ID.Scope()
 	d := vmData{VMView: v, MayEdit: c.mayEdit(scope), MayRead: c.caller.May(control.ActionActivity, scope)}
 	d.MayAsk = c.caller.May(control.ActionInitiate, scope) || slices.ContainsFunc(v.Policies, func(p control.PolicyID) bool { return c.caller.May(control.ActionInitiate, p.Scope()) })
+	d.MayEnroll = v.VM.Agent == nil && c.caller.May(control.ActionEnroll, scope)
 	for _, rule := range v.Ports {
 		w := way{Rule: rule, Commands: commands(v, rule)}
 		for _, o := range v.Open {

@@ -117,6 +117,17 @@ func (w *Web) routes() {
 		"GET /ui/timeline":               timelinePage,
 		"GET /ui/activity":               activityPage,
 		"GET /ui/activity.csv":           activityCSV,
+		"GET /ui/settings":               settingsPage,
+		"GET /ui/settings/approval":      approvalsPage,
+		"GET /ui/settings/terms":         termsPage,
+		"POST /ui/settings/terms":        setTerms,
+		"GET /ui/settings/scopes":        scopesPage,
+		"POST /ui/settings/scopes":       setScope,
+		"GET /ui/settings/joining":       joiningPage,
+		"POST /ui/settings/joining":      changeJoining,
+		"GET /ui/settings/roles":         rolesPage,
+		"POST /ui/settings/roles":        changeRole,
+		"GET /ui/settings/signing":       signingPage,
 		"GET " + livePath:                live,
 	} {
 		w.signedIn(pattern, f)
