@@ -60,7 +60,7 @@ var mayImport = map[string][]string{
 	"packaging/manual": {},
 
 	"e2e":   {},
-	"bench": {"agent", "audit", "firewall", "firewall/nft", "policy"},
+	"bench": {"agent", "audit", "control", "control/store", "control/store/storetest", "firewall", "firewall/nft", "policy"},
 }
 
 // listed is what go list says of a package.

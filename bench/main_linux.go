@@ -29,6 +29,9 @@ type options struct {
 	dir     string // in memory: the disk's fsync is not what is measured
 	diskDir string // on a disk, for the one line that shows it all the same
 	runs    int
+
+	machines, lines int    // of a fleet that is listed
+	postgres        string // where; empty: a server of the benchmark's own
 }
 
 // measurement is one part of the benchmark. An error means that nothing could
@@ -36,22 +39,24 @@ type options struct {
 type measurement struct {
 	name string
 	run  func(context.Context, options, *report) error
+	long bool // minutes: only when it is named
 }
 
 func measurements() []measurement {
 	return []measurement{
-		{"rename", measureRename},
-		{"exec", measureExec},
-		{"start", measureStart},
-		{"cold", measureCold},
-		{"change", measureChange},
-		{"packet", measurePacket},
-		{"flood", measureFlood},
-		{"repair", measureRepair},
-		{"cut", measureCut},
-		{"process", measureProcess},
-		{"request", measureRequest},
-		{"audit", measureAudit},
+		{name: "rename", run: measureRename},
+		{name: "exec", run: measureExec},
+		{name: "start", run: measureStart},
+		{name: "cold", run: measureCold},
+		{name: "change", run: measureChange},
+		{name: "packet", run: measurePacket},
+		{name: "flood", run: measureFlood},
+		{name: "repair", run: measureRepair},
+		{name: "cut", run: measureCut},
+		{name: "process", run: measureProcess},
+		{name: "request", run: measureRequest},
+		{name: "audit", run: measureAudit},
+		{name: "lists", run: measureLists, long: true},
 	}
 }
 
@@ -74,6 +79,9 @@ func run() (code int, err error) {
 	flag.StringVar(&o.dir, "dir", "", "directory for inbox and state, kept (default a temporary one in /dev/shm)")
 	flag.StringVar(&o.diskDir, "disk-dir", "", "directory on a real disk, kept (default a temporary one here)")
 	flag.IntVar(&o.runs, "runs", 300, "how often the fast operations are measured")
+	flag.IntVar(&o.machines, "machines", 100_000, "machines of the fleet that is listed")
+	flag.IntVar(&o.lines, "lines", 2_000_000, "lines of its activity log")
+	flag.StringVar(&o.postgres, "postgres", "", "a database to list the fleet from, postgres://USER@HOST/DATABASE; it is filled unless it is full, and so is the one in -disk-dir (default one of its own)")
 	only := flag.String("only", "", "measure only this: "+strings.Join(names, ", "))
 	strict := flag.Bool("strict", false, "exit 1 if any bound is missed")
 	floor := flag.String("floor", "", "used by the benchmark itself: be the floor process on this directory")
@@ -86,6 +94,8 @@ func run() (code int, err error) {
 		return 2, fmt.Errorf("unexpected %q: see -help", flag.Arg(0))
 	case o.runs < 20:
 		return 2, errors.New("-runs must be 20 or more: fewer say nothing")
+	case o.machines < 10*fleetGroup || o.lines < 100*linesPerRequest:
+		return 2, fmt.Errorf("-machines must be %d or more, and -lines %d", 10*fleetGroup, 100*linesPerRequest)
 	case *only != "" && !slices.Contains(names, *only):
 		return 2, fmt.Errorf("-only %q is none of %s", *only, strings.Join(names, ", "))
 	case os.Geteuid() != 0:
@@ -111,7 +121,7 @@ func run() (code int, err error) {
 	r := &report{out: os.Stdout}
 	r.header(o)
 	for _, m := range measurements() {
-		if *only != "" && m.name != *only {
+		if m.name != *only && (*only != "" || m.long) {
 			continue
 		}
 		if err := m.run(ctx, o, r); err != nil {

@@ -43,29 +43,29 @@ func messageType(t uint16) uint16 { return unix.NFNL_SUBSYS_NFTABLES<<8 | t }
 
 // addBatch is the whole transaction that adds elements to table's hostSet.
 func addBatch(table string, elements []rawElement) []byte {
-	b := control(nil, unix.NFNL_MSG_BATCH_BEGIN)
+	b := batchMark(nil, unix.NFNL_MSG_BATCH_BEGIN)
 	for len(elements) > 0 {
 		n := min(len(elements), maxElements)
 		b = setMessage(b, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, table, elements[:n])
 		elements = elements[n:]
 	}
-	return control(b, unix.NFNL_MSG_BATCH_END)
+	return batchMark(b, unix.NFNL_MSG_BATCH_END)
 }
 
 // deleteBatch is the transaction that deletes a table.
 func deleteBatch(table string) []byte {
-	b := control(nil, unix.NFNL_MSG_BATCH_BEGIN)
+	b := batchMark(nil, unix.NFNL_MSG_BATCH_BEGIN)
 	b = tableMessage(b, unix.NFT_MSG_DELTABLE, table, "")
-	return control(b, unix.NFNL_MSG_BATCH_END)
+	return batchMark(b, unix.NFNL_MSG_BATCH_END)
 }
 
 // emptyBatch is the transaction that takes a chain's rules out, and every
 // element of table's hostSet.
 func emptyBatch(table, chain string) []byte {
-	b := control(nil, unix.NFNL_MSG_BATCH_BEGIN)
+	b := batchMark(nil, unix.NFNL_MSG_BATCH_BEGIN)
 	b = tableMessage(b, unix.NFT_MSG_DELRULE, table, chain)
 	b = setMessage(b, unix.NFT_MSG_DELSETELEM, 0, table, nil)
-	return control(b, unix.NFNL_MSG_BATCH_END)
+	return batchMark(b, unix.NFNL_MSG_BATCH_END)
 }
 
 // tableMessage is about a table or, if chain names one, about its rules.
@@ -82,12 +82,12 @@ func tableMessage(b []byte, typ uint16, table, chain string) []byte {
 
 // flushBatch is the transaction that empties table's hostSet.
 func flushBatch(table string) []byte {
-	b := control(nil, unix.NFNL_MSG_BATCH_BEGIN)
+	b := batchMark(nil, unix.NFNL_MSG_BATCH_BEGIN)
 	b = setMessage(b, unix.NFT_MSG_DELSETELEM, 0, table, nil)
-	return control(b, unix.NFNL_MSG_BATCH_END)
+	return batchMark(b, unix.NFNL_MSG_BATCH_END)
 }
 
-func control(b []byte, typ uint16) []byte {
+func batchMark(b []byte, typ uint16) []byte {
 	return message(b, typ, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, func(b []byte) []byte { return b })
 }
 

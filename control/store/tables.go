@@ -380,12 +380,20 @@ func (t *tx) AppendActivity(lines ...control.Activity) error {
 		return err
 	}
 	t.changed = true
-	for i, a := range lines {
-		a.Seq = first + uint64(i)
-		scope := fold(string(a.Scope))
-		err := t.put("INSERT INTO activity (seq, ts, sub, grp, scope, event, actor, doc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-			a, number(a.Seq), nanos(a.Time), ancestor(scope, subscriptionDepth), ancestor(scope, groupDepth), scope, a.Event, a.Actor)
-		if err != nil {
+	for some := range slices.Chunk(lines, chunk) {
+		var args []any
+		for _, a := range some {
+			a.Seq = first
+			first++
+			doc, err := encode(a)
+			if err != nil {
+				t.failed = err
+				return err
+			}
+			scope := fold(string(a.Scope))
+			args = append(args, number(a.Seq), nanos(a.Time), ancestor(scope, subscriptionDepth), ancestor(scope, groupDepth), scope, a.Event, a.Actor, doc)
+		}
+		if _, err := t.exec("INSERT INTO activity (seq, ts, sub, grp, scope, event, actor, doc) VALUES "+tuples(len(some), "(?, ?, ?, ?, ?, ?, ?, ?)"), args...); err != nil {
 			return err
 		}
 	}

@@ -43,30 +43,42 @@ var databases atomic.Int64
 
 // shared starts the one server of this program, at the first use. It ends with
 // the program.
-var shared = sync.OnceValues(func() (*PostgresServer, error) { return startServer() })
+var shared = sync.OnceValues(func() (*PostgresServer, error) { return StartServer() })
 
 // Server starts a server that the test may stop and kill; it is gone when the
 // test ends. settings are lines of its configuration, such as "fsync=off".
 func Server(t testing.TB, settings ...string) *PostgresServer {
 	t.Helper()
-	s, err := startServer(settings...)
+	s, err := StartServer(settings...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		s.warden.Close()
-		s.warded.Wait()
-	})
+	t.Cleanup(s.Close)
 	return s
+}
+
+// Close ends the server and removes its files.
+func (s *PostgresServer) Close() {
+	s.warden.Close()
+	s.warded.Wait() // whatever it says, it is over
 }
 
 // NewDatabase makes an empty database and returns its URL. It sorts text as
 // English does, so that what relies on the order of bytes shows.
 func (s *PostgresServer) NewDatabase(t testing.TB) (dsn string) {
 	t.Helper()
+	dsn, err := s.CreateDatabase(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dsn
+}
+
+// CreateDatabase is NewDatabase outside a test.
+func (s *PostgresServer) CreateDatabase(ctx context.Context) (dsn string, err error) {
 	name := fmt.Sprintf("test_%d", databases.Add(1))
-	s.Exec(t, "postgres", "CREATE DATABASE "+name+" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en'")
-	return s.DSN(name)
+	err = s.exec(ctx, "postgres", "CREATE DATABASE "+name+" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en'")
+	return s.DSN(name), err
 }
 
 // DSN is the URL of a database.
@@ -80,16 +92,23 @@ const address = "postgres://tester@127.0.0.1:%d/%s?sslmode=disable"
 // Exec runs a statement as the server's superuser.
 func (s *PostgresServer) Exec(t testing.TB, database, statement string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	if err := s.exec(t.Context(), database, statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *PostgresServer) exec(ctx context.Context, database, statement string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	c, err := pgx.Connect(ctx, s.DSN(database))
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer c.Close(ctx)
 	if _, err := c.Exec(ctx, statement); err != nil {
-		t.Fatalf("%s: %v", statement, err)
+		return fmt.Errorf("%s: %w", statement, err)
 	}
+	return nil
 }
 
 // Start starts the server again after Stop or Kill.
@@ -130,7 +149,8 @@ func (s *PostgresServer) end(t testing.TB, how syscall.Signal) {
 	<-s.exited
 }
 
-func startServer(settings ...string) (_ *PostgresServer, err error) {
+// StartServer is Server outside a test: the caller closes it.
+func StartServer(settings ...string) (_ *PostgresServer, err error) {
 	s := &PostgresServer{settings: settings}
 	if s.bin, err = binaries(); err != nil {
 		return nil, err
