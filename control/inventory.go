@@ -128,7 +128,8 @@ type ScopeSetting struct {
 // Bounds of what is said of a machine and of what a list reads at once.
 const (
 	maxReason    = 256  // bytes of a reason
-	machinesRead = 1000 // in one step of going through the inventory
+	machinesRead = 1000 // Keys, in one step of going through the inventory
+	viewedAtOnce = 100  // so that no more policies than theirs are in memory
 	connected    = 90 * time.Second
 	requestsSpan = 7 * 24 * time.Hour
 )
@@ -154,29 +155,21 @@ func (e *Engine) ListVMs(ctx context.Context, c Caller, f VMFilter) (page []VMVi
 	if err := c.mustSomewhere(ActionVMRead, f.Scope); err != nil {
 		return nil, "", err
 	}
+	may := within(c.scopes(ActionVMRead), f.Scope)
 	err = e.Store.View(ctx, func(tx Tx) error {
 		page, next = nil, ""
 		settings, err := tx.ScopeSettings()
 		if err != nil {
 			return err
 		}
-		var chosen []VMID
-		err = eachMachine(ctx, tx, c, f, func(m Machine) (bool, error) {
-			if f.Tab != "" && tabOf(m, settings) != f.Tab {
-				return true, nil
-			}
-			if f.Limit > 0 && len(chosen) == f.Limit {
-				next = chosen[len(chosen)-1].Key()
-				return false, nil
-			}
-			id, err := ParseVMID(m.Key)
-			chosen = append(chosen, id)
-			return true, err
-		})
+		chosen, more, err := chooseVMs(ctx, tx, stretches(may, settings), f)
 		if err != nil {
 			return err
 		}
-		for some := range slices.Chunk(chosen, 100) { // so that no more policies than theirs are in memory
+		if more {
+			next = chosen[len(chosen)-1].Key()
+		}
+		for some := range slices.Chunk(chosen, viewedAtOnce) {
 			views, err := e.viewVMs(tx, settings, some)
 			if err != nil {
 				return err
@@ -188,12 +181,54 @@ func (e *Engine) ListVMs(ctx context.Context, c Caller, f VMFilter) (page []VMVi
 	return page, next, err
 }
 
+// chooseVMs finds the machines of a page, and whether there are more behind it.
+func chooseVMs(ctx context.Context, tx Tx, in []stretch, f VMFilter) (chosen []VMID, more bool, err error) {
+	after := strings.ToLower(f.After)
+	for _, s := range in {
+		if s.to <= after || s.off && f.Tab != "" && f.Tab != Unsupported {
+			continue
+		}
+		m := MachineFilter{From: s.from, To: s.to, Tab: f.Tab, Search: f.Search, After: after, Limit: machinesRead}
+		if s.off {
+			m.Tab = ""
+		}
+		for {
+			if f.Limit > 0 {
+				m.Limit = min(machinesRead, f.Limit+1-len(chosen)) // one more tells whether there is more
+			}
+			keys, err := tx.Machines(m)
+			if err != nil {
+				return nil, false, err
+			}
+			for _, key := range keys {
+				if f.Limit > 0 && len(chosen) == f.Limit {
+					return chosen, true, nil
+				}
+				id, err := ParseVMID(key)
+				if err != nil {
+					return nil, false, err
+				}
+				chosen = append(chosen, id)
+			}
+			if len(keys) < m.Limit {
+				break
+			}
+			if err := ctx.Err(); err != nil {
+				return nil, false, err
+			}
+			m.After = keys[len(keys)-1]
+		}
+	}
+	return chosen, false, nil
+}
+
 // CountVMs counts the machines the caller may read, by tab.
 func (e *Engine) CountVMs(ctx context.Context, c Caller, s Scope) (map[Tab]int, error) {
 	s = cmp.Or(s, Everywhere)
 	if err := c.mustSomewhere(ActionVMRead, s); err != nil {
 		return nil, err
 	}
+	may := within(c.scopes(ActionVMRead), s)
 	var count map[Tab]int
 	err := e.Store.View(ctx, func(tx Tx) error {
 		count = map[Tab]int{Configured: 0, NotConfigured: 0, Unsupported: 0}
@@ -201,56 +236,126 @@ func (e *Engine) CountVMs(ctx context.Context, c Caller, s Scope) (map[Tab]int, 
 		if err != nil {
 			return err
 		}
-		return eachMachine(ctx, tx, c, VMFilter{Scope: s}, func(m Machine) (bool, error) {
-			count[tabOf(m, settings)]++
-			return true, nil
-		})
+		for _, s := range stretches(may, settings) {
+			if err := countStretch(tx, s, count); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	return count, err
 }
 
-// eachMachine calls f for the machines the caller may read that the filter
-// selects but for its tab, in the order of their Key, until f says no.
-func eachMachine(ctx context.Context, tx Tx, c Caller, f VMFilter, each func(Machine) (more bool, err error)) error {
-	may := within(c.scopes(ActionVMRead), f.Scope)
-	all := len(may) == 1
-	if all {
-		f.Scope = may[0]
-	}
-	f.Limit = machinesRead
-	for {
-		machines, err := tx.Machines(f)
-		if err != nil {
-			return err
-		}
-		for _, m := range machines {
-			covers := func(s Scope) bool { return s.Covers(Scope(m.Key)) }
-			if !all && !slices.ContainsFunc(may, covers) {
-				continue
-			}
-			if more, err := each(m); !more || err != nil {
+// countStretch adds the machines of a stretch.
+func countStretch(tx Tx, s stretch, count map[Tab]int) error {
+	if s.single {
+		for _, tab := range []Tab{Configured, NotConfigured, Unsupported} {
+			keys, err := tx.Machines(MachineFilter{From: s.from, To: s.to, Tab: tab})
+			if err != nil {
 				return err
 			}
+			count[s.tab(tab)] += len(keys)
 		}
-		if len(machines) < f.Limit {
-			return nil
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		f.After = machines[len(machines)-1].Key
+		return nil
 	}
+	groups, err := tx.CountMachines(s.from, s.to)
+	for _, g := range groups {
+		count[s.tab(g.Tab)] += g.N
+	}
+	return err
 }
 
-// tabOf sorts a machine. What a policy names is Configured, reachable or not,
-// unless JIT is switched off around it.
-func tabOf(m Machine, settings []ScopeSetting) Tab {
-	switch _, off := switchedOff(settings, Scope(m.Key)); {
-	case off:
+// A stretch is a range of Keys of machines, [from, to), in which JIT is on, or
+// switched off. It has whole resource groups in it, or a single machine.
+type stretch struct {
+	from, to string
+	off      bool
+	single   bool
+}
+
+// tab is where a machine of that BaseTab is shown.
+func (s stretch) tab(base Tab) Tab {
+	if s.off {
 		return Unsupported
-	case m.Named:
+	}
+	return base
+}
+
+// Of all Keys the first is behind firstKey and the last before lastKey.
+const firstKey, lastKey = "/", "0" // what follows "/"
+
+// keysOf are the Keys of the machines that a scope covers. Of one machine it is
+// a range too: "!" is before all that a name may go on with.
+func keysOf(s Scope) stretch {
+	switch strings.Count(string(s), "/") {
+	case 1:
+		return stretch{from: firstKey, to: lastKey}
+	case 2, 4:
+		return stretch{from: string(s) + "/", to: string(s) + "0"}
+	}
+	return stretch{from: string(s), to: string(s) + "!", single: true}
+}
+
+// stretches are what the scopes cover, none of which is in another, divided
+// where a setting begins or ends: in the order of Keys.
+func stretches(scopes []Scope, settings []ScopeSetting) []stretch {
+	outerFirst := func(a, b stretch) int { return cmp.Or(cmp.Compare(a.from, b.from), cmp.Compare(b.to, a.to)) }
+	set := make([]stretch, 0, len(settings))
+	for _, s := range settings {
+		of := keysOf(s.Scope)
+		of.off = !s.Enabled
+		set = append(set, of)
+	}
+	slices.SortFunc(set, outerFirst)
+	may := make([]stretch, 0, len(scopes))
+	for _, s := range scopes {
+		may = append(may, keysOf(s))
+	}
+	slices.SortFunc(may, outerFirst)
+
+	var divided []stretch
+	at := firstKey
+	around := []stretch{{from: firstKey, to: lastKey}} // the narrowest last
+	until := func(to string) {
+		if at < to {
+			divided = append(divided, stretch{from: at, to: to, off: around[len(around)-1].off})
+			at = to
+		}
+	}
+	for _, s := range set {
+		for ; len(around) > 1 && around[len(around)-1].to <= s.from; around = around[:len(around)-1] {
+			until(around[len(around)-1].to)
+		}
+		until(s.from)
+		around = append(around, s)
+	}
+	for ; len(around) > 0; around = around[:len(around)-1] {
+		until(around[len(around)-1].to)
+	}
+
+	var in []stretch
+	for _, m := range may {
+		for len(divided) > 0 && divided[0].to <= m.from {
+			divided = divided[1:]
+		}
+		for _, d := range divided {
+			if d.from >= m.to {
+				break
+			}
+			in = append(in, stretch{from: max(d.from, m.from), to: min(d.to, m.to), off: d.off, single: m.single})
+		}
+	}
+	return in
+}
+
+// BaseTab sorts a machine by its Key, whether a policy names it, and whether
+// somebody says that it cannot be guarded. What a policy names is Configured,
+// reachable or not. It is shown there unless JIT is switched off around it.
+func BaseTab(key string, named, unsupported bool) Tab {
+	switch {
+	case named:
 		return Configured
-	case m.Unsupported, strings.Contains(m.Key, "/"+kindClassic+"/"):
+	case unsupported, strings.Contains(key, "/"+kindClassic+"/"):
 		return Unsupported
 	}
 	return NotConfigured
@@ -292,26 +397,55 @@ func (e *Engine) viewVM(tx Tx, id VMID) (VMView, error) {
 	return views[0], nil
 }
 
-// viewVMs are machines as the inventory shows them. It fails with ErrNotFound
-// where one is not there.
+// viewVMs are machines as the inventory shows them, in the order of their Key.
+// It fails with ErrNotFound where one is not there.
 func (e *Engine) viewVMs(tx Tx, settings []ScopeSetting, ids []VMID) ([]VMView, error) {
+	now := e.Now()
+	vms, err := tx.VMsOf(ids...)
+	if err != nil {
+		return nil, err
+	}
+	if len(vms) < len(ids) {
+		return nil, ErrNotFound
+	}
 	policies, err := tx.PoliciesOf(ids...)
 	if err != nil {
 		return nil, err
 	}
 	places := placesOf(policies, ids...)
-	views := make([]VMView, 0, len(ids))
-	for _, id := range ids {
-		vm, err := tx.VM(id)
-		if err != nil {
-			return nil, err
+	waiting, err := tx.PendingPolicies(ids...)
+	if err != nil {
+		return nil, err
+	}
+	pending := map[string]bool{}
+	for _, p := range waiting {
+		pending[p.VM.Key()] = true
+	}
+	requests, err := tx.RequestsOf(now.Add(-requestsSpan), ids...) // an extended one may be older
+	if err != nil {
+		return nil, err
+	}
+	of := map[string][]Request{}
+	for _, r := range requests {
+		var last string
+		for _, vm := range r.VMs {
+			if key := vm.ID.Key(); key != last { // one request once
+				of[key], last = append(of[key], r), key
+			}
 		}
-		named := places[id.Key()]
-		v := VMView{VM: vm, Agent: agentStatus(vm.Agent, e.Now()), Ports: []PortRule{}, Open: []OpenPort{}, Layers: []string{}, Revision: revisionOf(named)}
+	}
+	views := make([]VMView, 0, len(vms))
+	for _, vm := range vms {
+		key := vm.ID.Key()
+		named := places[key]
+		v := VMView{VM: vm, Agent: agentStatus(vm.Agent, now), Ports: []PortRule{}, Open: []OpenPort{}, Layers: []string{}, Revision: revisionOf(named)}
 		if vm.Agent.guards() {
 			v.Layers = append(v.Layers, LayerHost)
 		}
-		v.Tab = tabOf(Machine{Key: id.Key(), Named: len(named) > 0, Unsupported: vm.Unsupported != ""}, settings)
+		v.Tab = BaseTab(key, len(named) > 0, vm.Unsupported != "")
+		if _, off := switchedOff(settings, Scope(key)); off {
+			v.Tab = Unsupported
+		}
 		if v.Tab == Unsupported {
 			v.Reason = unsupported(vm, settings)
 		}
@@ -324,56 +458,40 @@ func (e *Engine) viewVMs(tx Tx, settings []ScopeSetting, ids []VMID) ([]VMView, 
 		slices.SortStableFunc(v.Ports, func(a, b PortRule) int { return cmp.Compare(a.Number, b.Number) })
 		if len(named) > 0 {
 			v.Provision = Succeeded
-			if _, err := tx.PendingPolicy(id); err == nil {
+			if pending[key] {
 				v.Provision = Updating
-			} else if !errors.Is(err, ErrNotFound) {
-				return nil, err
 			}
 		}
-		if err := e.viewRequests(tx, id, &v); err != nil {
-			return nil, err
-		}
+		v.addRequests(of[key], now)
 		views = append(views, v)
 	}
 	return views, nil
 }
 
-// viewRequests adds what requests say of a machine.
-func (e *Engine) viewRequests(tx Tx, id VMID, v *VMView) error {
-	recent, err := tx.Requests(RequestFilter{VM: &id, Since: e.Now().Add(-requestsSpan)})
-	if err != nil {
-		return err
-	}
-	for _, r := range recent {
-		if r.approved() {
+// addRequests adds what the requests of a machine say, of the last seven days
+// and open ones.
+func (v *VMView) addRequests(of []Request, now time.Time) {
+	for _, r := range of {
+		recent := !r.Start.Before(now.Add(-requestsSpan))
+		if recent && r.approved() {
 			v.Requests++
 		}
+		open := r.Open()
+		r.settle(now)
 		for _, vm := range r.VMs {
-			for _, p := range vm.Ports {
-				if vm.ID.Key() == id.Key() && p.Outer != nil && !slices.Contains(v.Layers, p.Outer.Name) {
-					v.Layers = append(v.Layers, p.Outer.Name)
-				}
-			}
-		}
-	}
-	open, err := tx.Requests(RequestFilter{VM: &id, Open: true}) // an extended one may be older
-	if err != nil {
-		return err
-	}
-	for _, r := range open {
-		r.settle(e.Now())
-		for _, vm := range r.VMs {
-			if vm.ID.Key() != id.Key() {
+			if vm.ID.Key() != v.ID.Key() {
 				continue
 			}
 			for _, p := range vm.Ports {
-				if p.Status != Revoked {
+				if recent && p.Outer != nil && !slices.Contains(v.Layers, p.Outer.Name) {
+					v.Layers = append(v.Layers, p.Outer.Name)
+				}
+				if open && p.Status != Revoked {
 					v.Open = append(v.Open, OpenPort{Request: r.ID, Requestor: r.Requestor, RequestPort: p})
 				}
 			}
 		}
 	}
-	return nil
 }
 
 // approved reports whether a request was ever granted.

@@ -444,7 +444,7 @@ func (ed *edit) supported(vm VMID) error {
 		return err
 	}
 	known.ID = vm
-	if tabOf(Machine{Key: vm.Key(), Unsupported: known.Unsupported != ""}, nil) != Unsupported {
+	if BaseTab(vm.Key(), false, known.Unsupported != "") != Unsupported {
 		return nil
 	}
 	return Refuse(Conflict, "UnsupportedVirtualMachine", "The virtual machine '%s' is not supported: %s.", vm, strings.TrimSuffix(unsupported(known, nil), "."))

@@ -40,6 +40,9 @@ type Tx interface {
 
 	Request(id string) (Request, error)
 	Requests(RequestFilter) ([]Request, error)
+	// RequestsOf are those for any of these machines that are open, or were made
+	// since a time, in the order of their ids.
+	RequestsOf(since time.Time, vms ...VMID) ([]Request, error)
 	PutRequest(Request) error
 
 	Document(vm string, t policy.Type) (Document, error)
@@ -51,15 +54,20 @@ type Tx interface {
 	GrantsDue(t time.Time, limit int) ([]Document, error)
 
 	PendingPolicy(VMID) (PendingPolicy, error)
-	PendingPolicies() ([]PendingPolicy, error)
+	// PendingPolicies of these machines; of all where there is none.
+	PendingPolicies(...VMID) ([]PendingPolicy, error)
 	PutPendingPolicy(PendingPolicy) error
 	DeletePendingPolicy(VMID) error
 
 	VM(VMID) (VM, error)
 	VMs(VMFilter) ([]VM, error) // Tab is not looked at; in the order of their Key
-	// Machines are what tells the tabs of the machines that VMs lists, in the
-	// same order, at a fraction of the cost.
-	Machines(VMFilter) ([]Machine, error)
+	// VMsOf are those of these machines that are there, in the order of their Key.
+	VMsOf(...VMID) ([]VM, error)
+	// Machines are the Keys of machines, in their order.
+	Machines(MachineFilter) ([]string, error)
+	// CountMachines counts them by resource group and BaseTab, in the order of
+	// the groups: those whose Key is in [from, to), which are not inside a group.
+	CountMachines(from, to string) ([]MachineCount, error)
 	PutVM(VM) error // but for Agent.LastSeen, which only rises
 	DeleteVM(VMID) error
 	// Seen notes when agents were last heard of, by Key of the machine.
@@ -106,11 +114,20 @@ type Tx interface {
 	MetaNames() ([]string, error) // in their order
 }
 
-// Machine is as much of a machine as its tab depends on.
-type Machine struct {
-	Key         string
-	Named       bool // by a policy
-	Unsupported bool // somebody says so of it: VM.Unsupported
+// MachineFilter selects machines by their Key; zero fields select all.
+type MachineFilter struct {
+	From, To string // [From, To)
+	Tab      Tab    // their BaseTab
+	Search   string // part of the Key, letter case ignored
+	After    string // Key of the last one of the page before
+	Limit    int    // 0: no limit
+}
+
+// MachineCount is how many machines of a resource group have a BaseTab.
+type MachineCount struct {
+	Group Scope
+	Tab   Tab
+	N     int
 }
 
 // Token is a local bearer token as the store keeps it.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"database/sql"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -32,12 +33,8 @@ func (t *tx) Policies(f control.PolicyFilter, after string, limit int) ([]contro
 
 func (t *tx) PoliciesOf(vms ...control.VMID) ([]control.Policy, error) {
 	naming := map[string]control.Policy{}
-	for some := range slices.Chunk(vms, chunk) {
-		var keys []any
-		for _, vm := range some {
-			keys = append(keys, vm.Key())
-		}
-		found, err := all[control.Policy](t, "SELECT doc FROM policy WHERE id IN (SELECT policy FROM policy_vm WHERE vm IN ("+tuples(len(keys), "?")+"))", keys...)
+	for some := range chunked(vms) {
+		found, err := all[control.Policy](t, "SELECT doc FROM policy WHERE id IN (SELECT policy FROM policy_vm WHERE vm IN ("+tuples(len(some), "?")+"))", some...)
 		if err != nil {
 			return nil, err
 		}
@@ -60,19 +57,58 @@ func (t *tx) PutPolicy(p control.Policy) error {
 	if err != nil {
 		return err
 	}
-	if _, err := t.exec("DELETE FROM policy_vm WHERE policy = ?", id); err != nil {
+	was, err := t.namedBy(id)
+	if err != nil {
 		return err
 	}
+	is := map[string]bool{}
 	for _, vm := range p.VMs {
-		if _, err := t.exec("INSERT INTO policy_vm (vm, policy) VALUES (?, ?) ON CONFLICT DO NOTHING", vm.ID.Key(), id); err != nil {
+		is[vm.ID.Key()] = true
+	}
+	var changed []string
+	for _, vm := range was {
+		if is[vm] {
+			delete(is, vm)
+			continue
+		}
+		if _, err := t.exec("DELETE FROM policy_vm WHERE vm = ? AND policy = ?", vm, id); err != nil {
 			return err
 		}
+		changed = append(changed, vm)
 	}
-	return nil
+	for some := range slices.Chunk(slices.Sorted(maps.Keys(is)), chunk) {
+		var args []any
+		for _, vm := range some {
+			args = append(args, vm, id)
+		}
+		if _, err := t.exec("INSERT INTO policy_vm (vm, policy) VALUES "+tuples(len(some), "(?, ?)"), args...); err != nil {
+			return err
+		}
+		changed = append(changed, some...)
+	}
+	return t.sort(changed...)
+}
+
+// namedBy are the machines that a policy names.
+func (t *tx) namedBy(policy string) (vms []string, err error) {
+	err = t.read(func(rows *sql.Rows) error {
+		var vm string
+		err := rows.Scan(&vm)
+		vms = append(vms, vm)
+		return err
+	}, "SELECT vm FROM policy_vm WHERE policy = ?", policy)
+	return vms, err
 }
 
 func (t *tx) DeletePolicy(id control.PolicyID) error {
-	return t.drop("DELETE FROM policy WHERE id = ?", id.Key())
+	was, err := t.namedBy(id.Key())
+	if err != nil {
+		return err
+	}
+	if err := t.drop("DELETE FROM policy WHERE id = ?", id.Key()); err != nil {
+		return err
+	}
+	return t.sort(was...)
 }
 
 // drop deletes what has to be there.
@@ -141,6 +177,27 @@ func requests(f control.RequestFilter) (string, []any) {
 	return q.text("request", order, f.Limit), q.args
 }
 
+func (t *tx) RequestsOf(since time.Time, vms ...control.VMID) ([]control.Request, error) {
+	of := map[string]control.Request{}
+	for some := range chunked(vms) {
+		in := tuples(len(some), "?")
+		args := slices.Concat(some, []any{nanos(since)}, some)
+		found, err := all[control.Request](t, `SELECT doc FROM request WHERE id IN (
+			SELECT request FROM request_vm WHERE vm IN (`+in+`) AND created >= ? UNION SELECT request FROM request_vm WHERE vm IN (`+in+`) AND open = 1)`, args...)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range found {
+			of[fold(r.ID)] = r
+		}
+	}
+	var list []control.Request
+	for _, id := range slices.Sorted(maps.Keys(of)) {
+		list = append(list, of[id])
+	}
+	return list, nil
+}
+
 func (t *tx) PutRequest(r control.Request) error {
 	id, created, open := fold(r.ID), nanos(r.Start), flag(r.Open())
 	err := t.put(`INSERT INTO request (id, policy, principal, created, open, doc) VALUES (?, ?, ?, ?, ?, ?)
@@ -203,8 +260,18 @@ func (t *tx) PendingPolicy(vm control.VMID) (control.PendingPolicy, error) {
 	return one[control.PendingPolicy](t, "SELECT doc FROM pending_policy WHERE vm = ?", vm.Key())
 }
 
-func (t *tx) PendingPolicies() ([]control.PendingPolicy, error) {
-	return all[control.PendingPolicy](t, "SELECT doc FROM pending_policy ORDER BY vm")
+func (t *tx) PendingPolicies(vms ...control.VMID) (list []control.PendingPolicy, err error) {
+	if len(vms) == 0 {
+		return all[control.PendingPolicy](t, "SELECT doc FROM pending_policy ORDER BY vm")
+	}
+	for some := range chunked(vms) {
+		found, err := all[control.PendingPolicy](t, "SELECT doc FROM pending_policy WHERE vm IN ("+tuples(len(some), "?")+") ORDER BY vm", some...)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, found...)
+	}
+	return list, nil
 }
 
 func (t *tx) PutPendingPolicy(p control.PendingPolicy) error {
@@ -229,31 +296,12 @@ func (t *tx) VM(id control.VMID) (control.VM, error) {
 }
 
 func (t *tx) VMs(f control.VMFilter) ([]control.VM, error) {
-	query, args := t.store.machines(f)
+	query, args := t.store.vms(f)
 	return t.vms(query, args...)
 }
 
-func (t *tx) Machines(f control.VMFilter) ([]control.Machine, error) {
-	query, args := t.store.ofMachines("id, unsupported, EXISTS (SELECT 1 FROM policy_vm WHERE policy_vm.vm = vm.id)", f)
-	var list []control.Machine
-	err := t.read(func(rows *sql.Rows) error {
-		var m control.Machine
-		var unsupported int
-		if err := rows.Scan(&m.Key, &unsupported, &m.Named); err != nil {
-			return t.store.judge(t.ctx, err)
-		}
-		m.Unsupported = unsupported != 0
-		list = append(list, m)
-		return nil
-	}, query, args...)
-	return list, err
-}
-
-// machines is the query of a filter.
-func (s *store) machines(f control.VMFilter) (string, []any) { return s.ofMachines("seen, doc", f) }
-
-// ofMachines is the query of a filter for some columns.
-func (s *store) ofMachines(columns string, f control.VMFilter) (string, []any) {
+// vms is the query of a filter.
+func (s *store) vms(f control.VMFilter) (string, []any) {
 	var q selection
 	q.below("id", f.Scope)
 	if f.Search != "" {
@@ -262,8 +310,138 @@ func (s *store) ofMachines(columns string, f control.VMFilter) (string, []any) {
 	if f.After != "" {
 		q.and("id > ?", fold(f.After))
 	}
-	return "SELECT " + columns + " FROM vm" + q.conditions() + " ORDER BY id" + limited(f.Limit), q.args
+	return "SELECT seen, doc FROM vm" + q.conditions() + " ORDER BY id" + limited(f.Limit), q.args
 }
+
+func (t *tx) VMsOf(ids ...control.VMID) (list []control.VM, err error) {
+	for some := range chunked(ids) {
+		found, err := t.vms("SELECT seen, doc FROM vm WHERE id IN ("+tuples(len(some), "?")+") ORDER BY id", some...)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, found...)
+	}
+	return list, nil
+}
+
+// chunked are the keys of machines, in their order and each once, as arguments
+// of one statement after the other.
+func chunked(ids []control.VMID) iter.Seq[[]any] {
+	keys := make([]string, 0, len(ids))
+	for _, id := range ids {
+		keys = append(keys, id.Key())
+	}
+	slices.Sort(keys)
+	var args []any
+	for _, key := range slices.Compact(keys) {
+		args = append(args, key)
+	}
+	return slices.Chunk(args, chunk)
+}
+
+func (t *tx) Machines(f control.MachineFilter) (keys []string, err error) {
+	query, args := t.store.machines(f)
+	err = t.read(func(rows *sql.Rows) error {
+		var key string
+		err := rows.Scan(&key)
+		keys = append(keys, key)
+		return err
+	}, query, args...)
+	return keys, err
+}
+
+// machines is the query of a filter.
+func (s *store) machines(f control.MachineFilter) (string, []any) {
+	var q selection
+	if f.Tab != "" {
+		q.and("tab = ?", string(f.Tab))
+	}
+	if from, after := fold(f.From), fold(f.After); after != "" && after >= from {
+		q.and("id > ?", after)
+	} else if from != "" {
+		q.and("id >= ?", from)
+	}
+	if f.To != "" {
+		q.and("id < ?", fold(f.To))
+	}
+	if f.Search != "" {
+		q.and(s.contains("id"), fold(f.Search))
+	}
+	return "SELECT id FROM machine" + q.conditions() + " ORDER BY id" + limited(f.Limit), q.args
+}
+
+// CountMachines reads counts that are kept in step with the machines: see sort.
+func (t *tx) CountMachines(from, to string) (counts []control.MachineCount, err error) {
+	err = t.read(func(rows *sql.Rows) error {
+		var c control.MachineCount
+		err := rows.Scan(&c.Group, &c.Tab, &c.N)
+		counts = append(counts, c)
+		return err
+	}, machineCounts, fold(from), fold(to))
+	return counts, err
+}
+
+// machineCounts has the group's Key and a slash in grp, so that it is before a
+// machine's just when all of the group's are.
+const machineCounts = "SELECT substr(grp, 1, length(grp) - 1), tab, n FROM machine_count WHERE grp >= ? AND grp < ? ORDER BY grp, tab"
+
+// sort puts machines into their tabs, after something that these depend on has
+// changed, and keeps the counts in step.
+func (t *tx) sort(keys ...string) error {
+	moved := map[[2]string]int{} // by group and tab
+	for some := range slices.Chunk(keys, chunk) {
+		args := make([]any, len(some))
+		for i, key := range some {
+			args[i] = key
+		}
+		tabs := map[string]control.Tab{}
+		err := t.read(func(rows *sql.Rows) error {
+			var key string
+			var was control.Tab
+			var named bool
+			var unsupported int
+			if err := rows.Scan(&key, &unsupported, &was, &named); err != nil {
+				return err
+			}
+			if is := control.BaseTab(key, named, unsupported != 0); is != was {
+				tabs[key] = is
+				moved[[2]string{groupOf(key), string(is)}]++
+				moved[[2]string{groupOf(key), string(was)}]--
+			}
+			return nil
+		}, `SELECT vm.id, vm.unsupported, COALESCE(machine.tab, ''), EXISTS (SELECT 1 FROM policy_vm WHERE policy_vm.vm = vm.id)
+			FROM vm LEFT JOIN machine ON machine.id = vm.id WHERE vm.id IN (`+tuples(len(some), "?")+")", args...)
+		if err != nil {
+			return err
+		}
+		for key, tab := range tabs {
+			if _, err := t.exec("INSERT INTO machine (id, tab) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET tab = excluded.tab", key, string(tab)); err != nil {
+				return err
+			}
+		}
+	}
+	return t.count(moved)
+}
+
+// count changes the counts of groups and tabs; the empty tab is none.
+func (t *tx) count(moved map[[2]string]int) error {
+	for of, n := range moved {
+		if of[1] == "" || n == 0 {
+			continue
+		}
+		_, err := t.exec("INSERT INTO machine_count (grp, tab, n) VALUES (?, ?, ?) ON CONFLICT (grp, tab) DO UPDATE SET n = machine_count.n + excluded.n", of[0], of[1], n)
+		if err == nil && n < 0 {
+			_, err = t.exec("DELETE FROM machine_count WHERE grp = ? AND tab = ? AND n = 0", of[0], of[1])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// groupOf is a machine's resource group, as machine_count has it.
+func groupOf(key string) string { return ancestor(key, groupDepth) + "/" }
 
 // vms puts when an agent was last heard of back into its machine.
 func (t *tx) vms(query string, args ...any) ([]control.VM, error) {
@@ -295,13 +473,26 @@ func (t *tx) PutVM(vm control.VM) error {
 		agent.LastSeen = time.Time{}
 		vm.Agent = &agent
 	}
-	return t.put(`INSERT INTO vm (id, seen, unsupported, doc) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
+	err := t.put(`INSERT INTO vm (id, seen, unsupported, doc) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
 		SET seen = CASE WHEN vm.seen > excluded.seen THEN vm.seen ELSE excluded.seen END, unsupported = excluded.unsupported, doc = excluded.doc`,
 		vm, vm.ID.Key(), seen, flag(vm.Unsupported != ""))
+	if err != nil {
+		return err
+	}
+	return t.sort(vm.ID.Key())
 }
 
 func (t *tx) DeleteVM(id control.VMID) error {
-	return t.drop("DELETE FROM vm WHERE id = ?", id.Key())
+	key := id.Key()
+	var tab string
+	err := t.read(func(rows *sql.Rows) error { return rows.Scan(&tab) }, "SELECT tab FROM machine WHERE id = ?", key)
+	if err != nil {
+		return err
+	}
+	if err := t.drop("DELETE FROM vm WHERE id = ?", key); err != nil {
+		return err
+	}
+	return t.count(map[[2]string]int{{groupOf(key), tab}: -1})
 }
 
 func (t *tx) Seen(at map[string]time.Time) error {

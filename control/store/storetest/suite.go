@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -32,6 +33,7 @@ func Run(t *testing.T, open func(*testing.T) control.Store) {
 		{"grants due", grantsDue},
 		{"pending policies", pendingPolicies},
 		{"machines", machines},
+		{"tabs", tabs},
 		{"last seen", lastSeen},
 		{"joins and tokens", joinsAndTokens},
 		{"agent events", agentEvents},
@@ -130,7 +132,7 @@ func notThere(t *testing.T, s control.Store) {
 		tx := reflect.ValueOf(x)
 		for name, args := range map[string][]any{
 			"Policies": {control.PolicyFilter{}, "", 0}, "PoliciesOf": {vm}, "Requests": {control.RequestFilter{}},
-			"DocumentsAfter": {uint64(0), 0}, "GrantsDue": {at(0), 0}, "PendingPolicies": {}, "VMs": {control.VMFilter{}}, "Machines": {control.VMFilter{}},
+			"DocumentsAfter": {uint64(0), 0}, "GrantsDue": {at(0), 0}, "PendingPolicies": {}, "VMs": {control.VMFilter{}}, "Machines": {control.MachineFilter{}}, "VMsOf": {vm}, "CountMachines": {"/", "0"}, "RequestsOf": {at(0), vm},
 			"Joins": {}, "AgentEvents": {control.Record{VM: vm}, uint64(0), 0}, "Activity": {control.ActivityFilter{}}, "ScopeSettings": {},
 			"Tokens": {}, "Roles": {}, "Assignments": {},
 		} {
@@ -344,6 +346,18 @@ func requests(t *testing.T, s control.Store) {
 	check("R2", control.RequestFilter{Scope: b.Scope()})
 	check("R4", control.RequestFilter{Scope: c.Scope(), Open: true, Policy: &p2, Principal: "bob", Status: control.Initiating, VM: &c, Since: at(4), Newest: true, After: "R5", Limit: 9})
 	check("", control.RequestFilter{Scope: c.Scope(), VM: &a})
+	of := func(want string, since int, vms ...control.VMID) {
+		t.Helper()
+		view(t, s, func(x control.Tx) error {
+			all, err := x.RequestsOf(at(since), vms...)
+			same(t, names(all, func(r control.Request) string { return r.ID }), want)
+			return err
+		})
+	}
+	of("R1 R2 R3", 0, a)
+	of("R2 R3", 9, a)
+	of("R2 R3 R4 R5", 5, b, c, a, c)
+	of("", 0)
 	put(3, p1, "ann", []control.VMID{b}, control.Revoked) // over, and of another machine
 	check("R1 R2", control.RequestFilter{VM: &a})
 	check("R2 R4", control.RequestFilter{Open: true})
@@ -476,42 +490,113 @@ func machines(t *testing.T, s control.Store) {
 	check("a-2 a_1", control.VMFilter{After: Machine("s1", "g-x", "ax2").Key(), Limit: 2})
 	check("100", control.VMFilter{After: strings.ToUpper(Machine("s1", "gx", "a.3").String()), Limit: 2})
 	check("", control.VMFilter{Search: strings.Repeat("a", 800)})
-	// Machines lists the same, with what tells their tabs.
-	update(t, s, func(x control.Tx) error {
-		named := control.PolicyID{Subscription: "s1", Group: "g", Location: "west", Name: "p"}
-		return errors.Join(
-			x.PutVM(control.VM{ID: Machine("s1", "g", "a_1"), Unsupported: "too old"}),
-			x.PutVM(control.VM{ID: Machine("s1", "g", "a-2"), Unsupported: "for now"}),
-			x.PutVM(control.VM{ID: Machine("s1", "g", "a-2")}),
-			x.PutPolicy(control.Policy{ID: named, VMs: []control.PolicyVM{{ID: Machine("S1", "G", "B")}, {ID: Machine("s1", "g", "nobody")}}}))
-	})
 	view(t, s, func(x control.Tx) error {
-		for _, f := range []control.VMFilter{{}, {Scope: "/subscriptions/s1"}, {Search: "a_1"}, {After: Machine("s1", "g-x", "ax2").Key(), Limit: 2}} {
-			full, err1 := x.VMs(f)
-			listed, err2 := x.Machines(f)
-			if err := errors.Join(err1, err2); err != nil {
-				return err
-			}
-			var want []control.Machine
-			for _, v := range full {
-				want = append(want, control.Machine{Key: v.ID.Key(), Named: v.ID.Name == "b", Unsupported: v.Unsupported != ""})
-			}
-			same(t, listed, want)
-		}
-		return nil
-	})
-	update(t, s, func(x control.Tx) error {
-		return x.DeletePolicy(control.PolicyID{Subscription: "s1", Group: "g", Location: "west", Name: "p"})
-	})
-	view(t, s, func(x control.Tx) error {
-		b, err := only(x.Machines(control.VMFilter{Scope: Machine("s1", "g", "b").Scope()}))
-		if b.Named {
-			t.Error("a policy that is gone names a machine")
-		}
+		some, err := x.VMsOf(Machine("s1", "GX", "a.3"), Machine("s1", "g", "nobody"), Machine("s1", "g", "B"), Machine("s1", "g", "b"))
+		same(t, names(some, func(v control.VM) string { return v.ID.Name }), "b A.3")
 		return err
 	})
 	update(t, s, func(x control.Tx) error { return x.DeleteVM(Machine("s1", "g", "b")) })
 	check("a-2 a_1", control.VMFilter{Scope: "/subscriptions/s1/resourcegroups/g"})
+}
+
+// tabs plays changes and holds what is kept in step, the tabs and their counts,
+// against what it follows from.
+func tabs(t *testing.T, s control.Store) {
+	r := rand.New(rand.NewPCG(1, 2))
+	var ids []control.VMID
+	for _, place := range [][2]string{{"s1", "g"}, {"s1", "g-x"}, {"s1", "providers"}, {"s10", "g"}, {"S2", "G.y"}} {
+		for _, name := range []string{"a", "a-1", "a.2", "A_3", "b"} {
+			ids = append(ids, Machine(place[0], place[1], name))
+		}
+		ids = append(ids, control.VMID{Subscription: place[0], Group: place[1], Kind: "Microsoft.ClassicCompute/virtualMachines", Name: "a"})
+	}
+	there, unsupported := map[string]control.VMID{}, map[string]bool{}
+	policies := map[int][]control.VMID{}
+	for range 150 {
+		update(t, s, func(x control.Tx) error {
+			id, n := ids[r.IntN(len(ids))], r.IntN(4)
+			policy := control.PolicyID{Subscription: "s1", Group: "g", Location: "west", Name: fmt.Sprint("p", n)}
+			switch r.IntN(5) {
+			case 0, 1:
+				vm := control.VM{ID: id}
+				if unsupported[id.Key()] = r.IntN(3) == 0; unsupported[id.Key()] {
+					vm.Unsupported = "too old"
+				}
+				there[id.Key()] = id
+				return x.PutVM(vm)
+			case 2:
+				delete(there, id.Key())
+				if err := x.DeleteVM(id); !errors.Is(err, control.ErrNotFound) {
+					return err
+				}
+			case 3:
+				p := control.Policy{ID: policy}
+				policies[n] = nil
+				for range r.IntN(8) {
+					vm := ids[r.IntN(len(ids))]
+					policies[n] = append(policies[n], vm)
+					p.VMs = append(p.VMs, control.PolicyVM{ID: vm})
+				}
+				return x.PutPolicy(p)
+			case 4:
+				delete(policies, n)
+				if err := x.DeletePolicy(policy); !errors.Is(err, control.ErrNotFound) {
+					return err
+				}
+			}
+			return nil
+		})
+		tab := func(key string) control.Tab {
+			named := false
+			for _, vms := range policies {
+				named = named || slices.ContainsFunc(vms, func(v control.VMID) bool { return v.Key() == key })
+			}
+			return control.BaseTab(key, named, unsupported[key])
+		}
+		keys := slices.Sorted(maps.Keys(there))
+		f := control.MachineFilter{Tab: []control.Tab{"", control.Configured, control.NotConfigured, control.Unsupported}[r.IntN(4)], Search: []string{"", "A", "a-", "g-x/", "_"}[r.IntN(5)], Limit: r.IntN(4)}
+		if r.IntN(2) == 0 {
+			scope := control.GroupScope(ids[r.IntN(len(ids))].Subscription, ids[r.IntN(len(ids))].Group)
+			f.From, f.To = string(scope)+"/", string(scope)+"0"
+		}
+		if r.IntN(2) == 0 {
+			f.After = ids[r.IntN(len(ids))].String()
+		}
+		var want []string
+		counts := map[control.MachineCount]int{}
+		for _, key := range keys {
+			in := key >= f.From && (f.To == "" || key < f.To)
+			if in && key > strings.ToLower(f.After) && (f.Tab == "" || f.Tab == tab(key)) && strings.Contains(key, strings.ToLower(f.Search)) && (f.Limit == 0 || len(want) < f.Limit) {
+				want = append(want, key)
+			}
+			if in {
+				id := there[key]
+				counts[control.MachineCount{Group: control.GroupScope(id.Subscription, id.Group), Tab: tab(key)}]++
+			}
+		}
+		view(t, s, func(x control.Tx) error {
+			listed, err1 := x.Machines(f)
+			if !slices.Equal(listed, want) {
+				t.Fatalf("%+v: %q, not %q", f, listed, want)
+			}
+			to := f.To
+			if to == "" {
+				to = "0"
+			}
+			counted, err2 := x.CountMachines(f.From, to)
+			if !slices.IsSortedFunc(counted, func(a, b control.MachineCount) int { return strings.Compare(string(a.Group)+"/", string(b.Group)+"/") }) {
+				t.Errorf("not in their order: %v", counted)
+			}
+			got := map[control.MachineCount]int{}
+			for _, c := range counted {
+				got[control.MachineCount{Group: c.Group, Tab: c.Tab}] = c.N
+			}
+			if !maps.Equal(got, counts) {
+				t.Fatalf("from %q to %q: counted %v, not %v", f.From, to, got, counts)
+			}
+			return errors.Join(err1, err2)
+		})
+	}
 }
 
 func lastSeen(t *testing.T, s control.Store) {

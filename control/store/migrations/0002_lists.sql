@@ -1,0 +1,22 @@
+-- The tab of each machine where no setting switches JIT off, and how many there
+-- are of each in a resource group. A heartbeat writes neither. grp ends with a
+-- slash, so that it sorts as the keys of its machines do.
+
+DROP INDEX vm_tab;
+
+CREATE TABLE machine (
+	id  TEXT PRIMARY KEY NOT NULL REFERENCES vm (id) ON DELETE CASCADE,
+	tab TEXT NOT NULL
+);
+INSERT INTO machine (id, tab) SELECT id, CASE
+	WHEN EXISTS (SELECT 1 FROM policy_vm WHERE policy_vm.vm = vm.id) THEN 'Configured'
+	WHEN unsupported = 1 OR id LIKE '%/microsoft.classiccompute/virtualmachines/%' THEN 'Unsupported'
+	ELSE 'NotConfigured' END FROM vm;
+CREATE INDEX machine_tab ON machine (tab, id);
+
+CREATE TABLE machine_count (
+	grp TEXT NOT NULL,
+	tab TEXT NOT NULL,
+	n   BIGINT NOT NULL,
+	PRIMARY KEY (grp, tab)
+);
