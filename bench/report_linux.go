@@ -43,23 +43,28 @@ const layout = "%-38s  %-26s  %-34s  %-6s  %s\n"
 // add prints results and, below them, how they were measured.
 func (r *report) add(method string, results ...result) {
 	for _, x := range results {
-		ratio, bound := "", "information"
-		if x.ratio != 0 {
-			ratio = fmt.Sprintf("%.2f", x.ratio)
-		}
-		if x.bound != "" {
-			bound = x.bound + "  ok"
-			if !x.ok {
-				bound = x.bound + "  OVER"
-				r.missed++
-				if x.exact {
-					r.failed++
-				}
-			}
-		}
-		fmt.Fprintf(r.out, layout, x.name, x.value, x.beside, ratio, bound)
+		r.line(x)
 	}
 	fmt.Fprintf(r.out, "    %s\n", method)
+}
+
+// line prints one result, where there are many and they take long.
+func (r *report) line(x result) {
+	ratio, bound := "", "information"
+	if x.ratio != 0 {
+		ratio = fmt.Sprintf("%.2f", x.ratio)
+	}
+	if x.bound != "" {
+		bound = x.bound + "  ok"
+		if !x.ok {
+			bound = x.bound + "  OVER"
+			r.missed++
+			if x.exact {
+				r.failed++
+			}
+		}
+	}
+	fmt.Fprintf(r.out, layout, x.name, x.value, x.beside, ratio, bound)
 }
 
 // verdict prints the outcome and returns the exit code. On a noisy machine a
