@@ -59,8 +59,9 @@ var mayImport = map[string][]string{
 
 	"packaging/manual": {},
 
-	"e2e":   {},
-	"bench": {"agent", "audit", "control", "control/store", "control/store/storetest", "firewall", "firewall/nft", "policy"},
+	"e2e":         {},
+	"bench/fleet": {"audit", "control", "control/signer", "control/store", "fetch", "policy", "uplink"},
+	"bench":       {"agent", "audit", "control", "control/store", "control/store/storetest", "firewall", "firewall/nft", "policy"},
 }
 
 // listed is what go list says of a package.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"runtime"
 	"slices"
@@ -203,8 +204,16 @@ func (sv *server) listenCommands() (net.Listener, error) {
 
 // serveCommands runs commands for other processes until ctx ends.
 func (sv *server) serveCommands(ctx context.Context, l net.Listener) error {
+	// Whoever reaches this socket may read the process's memory anyhow.
+	profiles := http.NewServeMux()
+	profiles.HandleFunc("GET /debug/pprof/", pprof.Index)
+	profiles.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	s := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet {
+				profiles.ServeHTTP(w, r)
+				return
+			}
 			var in order
 			if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxCommand)).Decode(&in); err != nil || r.Method != http.MethodPost {
 				http.Error(w, "not a command", http.StatusBadRequest)

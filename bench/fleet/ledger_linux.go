@@ -1,0 +1,145 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/jitgate/jitgate/policy"
+)
+
+// ledger is what was asked for, what was acknowledged, and what arrived. Every
+// request is for a source address of its own, by which it is known again on
+// the list that its machine verified.
+type ledger struct {
+	mu     sync.Mutex
+	asks   []ask
+	guards map[int]time.Time // when each machine had the policy that is waited for
+	guard  time.Duration     // by which that policy is known
+}
+
+// ask is one request for access.
+type ask struct {
+	host   int
+	called time.Time
+	acked  time.Time // zero: no answer, or a refusal
+	opened time.Time // the machine has it, verified
+	asked  time.Time // when it was asked to be revoked; zero: never
+	back   time.Time // when that was acknowledged
+	closed time.Time // the machine has verified a list without it
+}
+
+// begin notes a request, and returns its number and the source it is for.
+func (l *ledger) begin(host int) (number int, source netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asks = append(l.asks, ask{host: host, called: time.Now()})
+	return len(l.asks) - 1, sourceOf(len(l.asks) - 1)
+}
+
+func sourceOf(number int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, byte(number >> 16), byte(number >> 8), byte(number)})
+}
+
+func numberOf(a netip.Addr) int {
+	b := a.As4()
+	return int(b[1])<<16 | int(b[2])<<8 | int(b[3])
+}
+
+// change changes one entry.
+func (l *ledger) change(number int, f func(*ask)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f(&l.asks[number])
+}
+
+func (l *ledger) get(number int) ask {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.asks[number]
+}
+
+func (l *ledger) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.asks)
+}
+
+func (l *ledger) acknowledged(number int) {
+	l.change(number, func(a *ask) { a.acked = time.Now() })
+}
+
+// opened and closed are told by the machines.
+func (l *ledger) opened(h *host, source netip.Addr, at time.Time) {
+	l.change(numberOf(source), func(a *ask) {
+		if a.host == h.number && a.opened.IsZero() {
+			a.opened = at
+		}
+	})
+}
+
+func (l *ledger) closed(h *host, source netip.Addr, at time.Time) {
+	l.change(numberOf(source), func(a *ask) {
+		if a.host == h.number {
+			a.closed = at
+		}
+	})
+}
+
+// expect begins to wait for a policy that is known by its longest access.
+func (l *ledger) expect(longest time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.guard, l.guards = longest, map[int]time.Time{}
+}
+
+func (l *ledger) admitted(h *host, t policy.Type, at time.Time) {
+	if t != policy.TypePolicy || len(h.policy.Ports) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h.policy.Ports[0].MaxRequestAccessDuration == l.guard {
+		l.guards[h.number] = at
+	}
+}
+
+// guarded is how many machines have that policy, and when the last one got it.
+func (l *ledger) guarded() (n int, last time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, at := range l.guards {
+		if at.After(last) {
+			last = at
+		}
+	}
+	return len(l.guards), last
+}
+
+// missing says what was acknowledged from a number on and did not arrive.
+func (l *ledger) missing(from int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n, first := 0, ""
+	for i, a := range l.asks[from:] {
+		what := ""
+		switch {
+		case !a.acked.IsZero() && a.opened.IsZero():
+			what = "was granted and never came to"
+		case !a.back.IsZero() && a.closed.IsZero():
+			what = "was revoked and is still open on"
+		case !a.closed.IsZero() && a.asked.IsZero():
+			what = "was closed by nobody on"
+		}
+		if what != "" {
+			if n++; n == 1 {
+				first = fmt.Sprintf("request %d %s machine %d", from+i, what, a.host)
+			}
+		}
+	}
+	if n > 0 {
+		return fmt.Errorf("%d of %d requests are lost: %s", n, len(l.asks)-from, first)
+	}
+	return nil
+}

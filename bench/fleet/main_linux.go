@@ -1,0 +1,135 @@
+// The benchmark of a fleet: what `make bench-fleet` prints and docs/fleet.md
+// shows. N simulated machines, in this process, speak the real protocol over
+// real TLS with a control plane that is the program itself: each has the real
+// fetcher with a key of its own, and verifies, admits and evaluates every
+// document with the agent's own code. In place of files and of the firewall
+// they have memory.
+//
+// It fails if anything that was acknowledged is lost, or a machine has another
+// version than is stored. Times are printed beside what is asked of them, and
+// fail nothing unless -strict is given: machines differ.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// options is what the command line says.
+type options struct {
+	control  string // the control plane's program
+	agents   int
+	store    string // sqlite or postgres
+	dir      string
+	seconds  int // that the load goes on
+	rate     int // requests a second of it
+	cpu      string
+	pictures string
+}
+
+func main() {
+	code, err := run()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench-fleet:", err)
+	}
+	os.Exit(code)
+}
+
+func run() (code int, err error) {
+	var o options
+	flag.StringVar(&o.control, "control", "bin/jitgate-control", "the control plane's program")
+	flag.StringVar(&o.store, "store", "sqlite", "the control plane's database: sqlite or postgres")
+	flag.StringVar(&o.dir, "dir", "", "directory for the database, kept (default a temporary one here)")
+	flag.IntVar(&o.seconds, "seconds", 10, "how long the load goes on")
+	flag.IntVar(&o.rate, "rate", 1000, "requests a second of the load")
+	flag.StringVar(&o.cpu, "profile", "", "write the server's CPU profile under load into this file")
+	flag.StringVar(&o.pictures, "picture", "", "draw what was measured into this SVG; -agents is then a list")
+	agents := flag.String("agents", "10000", "how many machines; several numbers with commas are measured one after another")
+	strict := flag.Bool("strict", false, "exit 1 if a bound is missed")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		return 2, fmt.Errorf("unexpected %q: see -help", flag.Arg(0))
+	}
+	if o.store != "sqlite" && o.store != "postgres" {
+		return 2, fmt.Errorf("-store %q is neither sqlite nor postgres", o.store)
+	}
+	var sizes []int
+	for _, text := range strings.Split(*agents, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(text))
+		if err != nil || n < 10 {
+			return 2, fmt.Errorf("-agents %q is no number of 10 or more", text)
+		}
+		sizes = append(sizes, n)
+	}
+	if o.control, err = filepath.Abs(o.control); err != nil {
+		return 1, err
+	}
+	if _, err := os.Stat(o.control); err != nil {
+		return 1, fmt.Errorf("%w: build it first (make build) or name it with -control", err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+
+	header(os.Stdout, o)
+	var curve []figures
+	for _, n := range sizes {
+		if err := enoughFiles(n); err != nil {
+			return 1, err
+		}
+		o.agents = n
+		f, err := measure(ctx, o)
+		if err != nil {
+			return 1, fmt.Errorf("%d machines: %w", n, err)
+		}
+		f.print(os.Stdout)
+		curve = append(curve, f)
+	}
+	if o.pictures != "" {
+		if err := os.WriteFile(o.pictures, draw(curve), 0o644); err != nil {
+			return 1, err
+		}
+	}
+	missed := 0
+	for _, f := range curve {
+		missed += f.missed()
+	}
+	switch {
+	case missed == 0:
+		fmt.Println("\nnothing is lost, every bound holds")
+	case *strict:
+		return 1, fmt.Errorf("nothing is lost, %d over their bound", missed)
+	default:
+		fmt.Printf("\nnothing is lost, %d over their bound\n", missed)
+	}
+	return 0, nil
+}
+
+// spareFiles is how many descriptors a process needs beside its connections.
+const spareFiles = 500
+
+// enoughFiles makes room for a connection of each machine, here and in the
+// server, which inherits the limit.
+func enoughFiles(agents int) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	need := uint64(agents + spareFiles)
+	if limit.Max < need {
+		limit.Max = need
+	}
+	limit.Cur = limit.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return errors.Join(fmt.Errorf("%d machines need %d descriptors in one process: raise the hard limit (ulimit -Hn) first", agents, need), err)
+	}
+	return nil
+}

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/jitgate/jitgate/control"
+)
+
+// figures are what one fleet was measured to need.
+type figures struct {
+	agents int
+	store  string
+
+	load, loadAfter string // of the machine, before and after
+
+	enrolled, written time.Duration
+	connected         time.Duration
+	connectCPU        float64 // seconds of the server's processor, for one agent
+	inUse, resident   float64 // bytes for one agent
+
+	idleCall, idleStored, idle   sample
+	loadCall, loadStored, loaded sample
+	rate                         float64 // reached
+	loadCPU                      float64 // seconds for one request
+
+	policyWritten, policyAll, policyAfter time.Duration
+	revoked, expelled                     sample
+	storm, away                           time.Duration
+	stormCalls                            sample
+	refused                               int
+
+	acknowledged, held int // what was found again
+}
+
+// line is one of the report. A line without a bound is for information.
+type line struct {
+	name, value, bound string
+	ok                 bool
+}
+
+func (f figures) lines() []line {
+	ms := func(d time.Duration) float64 { return d.Seconds() * 1e3 }
+	p99 := func(s sample, most time.Duration) bool { return s.percentile(99) <= most }
+	return []line{
+		{"enrolled, with keys and certificates", fmt.Sprintf("%.1f s, %.0f a second", f.enrolled.Seconds(), float64(f.agents)/f.enrolled.Seconds()), "", true},
+		{"first policies written", fmt.Sprintf("%.2f s, %.0f machines a second", f.written.Seconds(), float64(f.agents)/f.written.Seconds()), "", true},
+		{"all connected and guarded", fmt.Sprintf("%.2f s; %.2f ms of the server's processor each", f.connected.Seconds(), f.connectCPU*1e3), "", true},
+		{"memory of the server per idle agent", fmt.Sprintf("%.1f KB in use after GC", f.inUse/1000), "≤ 25 KB", f.inUse <= 25_000},
+		{"the same, resident", fmt.Sprintf("%.1f KB", f.resident/1000), "", true},
+		{"idle: call → machine has it verified", f.idle.String(), "p99 ≤ 10 ms", p99(f.idle, 10*time.Millisecond)},
+		{"idle: the call / after its answer", f.idleCall.String() + " / " + f.idleStored.String(), "", true},
+		{"requests a second reached", fmt.Sprintf("%.0f; %.2f ms of the server's processor each", f.rate, f.loadCPU*1e3), "", true},
+		{"load: call → machine has it verified", f.loaded.String(), "", true},
+		{"load: answer → machine has it verified", f.loadStored.String(), "p99 ≤ 25 ms", p99(f.loadStored, 25*time.Millisecond)},
+		{"load: the call", f.loadCall.String(), "", true},
+		{"a policy for all: last call answered", fmt.Sprintf("%.2f s after the first call", f.policyWritten.Seconds()), "", true},
+		{"a policy for all: last machine has it", fmt.Sprintf("%.2f s after the first call, %.0f ms after the last answer", f.policyAll.Seconds(), ms(f.policyAfter)),
+			"≤ 1 s after the last answer", f.policyAfter <= time.Second},
+		{"revoke: call → machine has closed it", f.revoked.String(), "", true},
+		{"revoke of an agent: call → off the line", f.expelled.String(), "", true},
+		{"kill -9: all back after the server's return", fmt.Sprintf("%.1f s; it was away for %.2f s", f.storm.Seconds(), f.away.Seconds()), "≤ 10 s", f.storm <= 10*time.Second},
+		{"the API meanwhile", fmt.Sprintf("%s, %d calls, %d refused", f.stormCalls, len(f.stormCalls), f.refused), "p99 ≤ 1 s", p99(f.stormCalls, time.Second) && f.refused == 0},
+		{"the account", fmt.Sprintf("%d requests acknowledged and found, %d documents as stored", f.acknowledged, f.held), "none lost", true},
+	}
+}
+
+func (f figures) missed() (n int) {
+	for _, l := range f.lines() {
+		if !l.ok {
+			n++
+		}
+	}
+	return n
+}
+
+func (f figures) print(out io.Writer) {
+	fmt.Fprintf(out, "\n%d agents, %s; load of the machine %s before, %s after\n", f.agents, f.store, f.load, f.loadAfter)
+	for _, l := range f.lines() {
+		verdict := ""
+		switch {
+		case l.bound != "" && l.ok:
+			verdict = l.bound + "  ok"
+		case l.bound != "":
+			verdict = l.bound + "  OVER"
+		}
+		fmt.Fprintf(out, "  %-44s  %-64s  %s\n", l.name, l.value, verdict)
+	}
+}
+
+func header(out io.Writer, o options) {
+	fmt.Fprintf(out, "jitgate bench-fleet, %s\n", time.Now().UTC().Format("2006-01-02 15:04 UTC"))
+	fmt.Fprintf(out, "%d cores (%s), %.0f GB, Linux %s, %s; agents, server and database share them\n", runtime.NumCPU(), cpuModel(), memorySize(), kernelRelease(), runtime.Version())
+	fmt.Fprintf(out, "measured: %s\n", programVersion(o.control))
+	fmt.Fprintf(out, "p50/p90/p99 in one cell\n")
+}
+
+// sample is a series of measured times.
+type sample []time.Duration
+
+// percentile returns the smallest time that p percent of the sample do not
+// exceed.
+func (s sample) percentile(p int) time.Duration {
+	if len(s) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(s))
+	return sorted[max(0, (len(sorted)*p+99)/100-1)]
+}
+
+func (s sample) String() string {
+	return fmt.Sprintf("%s/%s/%s", span(s.percentile(50)), span(s.percentile(90)), span(s.percentile(99)))
+}
+
+// span writes d in three digits or so.
+func span(d time.Duration) string {
+	switch ms := d.Seconds() * 1e3; {
+	case ms < 10:
+		return fmt.Sprintf("%.2f ms", ms)
+	case ms < 100:
+		return fmt.Sprintf("%.1f ms", ms)
+	default:
+		return fmt.Sprintf("%.0f ms", ms)
+	}
+}
+
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	first, _, _ := strings.Cut(string(text), " ")
+	return first
+}
+
+func cpuModel() string {
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+	for l := range strings.Lines(string(text)) {
+		if name, value, ok := strings.Cut(l, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return runtime.GOARCH // arm64 names no model
+}
+
+// memorySize is the machine's, in GB.
+func memorySize() float64 {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return 0
+	}
+	return float64(info.Totalram) * float64(info.Unit) / 1e9
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return "of unknown release"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+func programVersion(path string) string {
+	out, err := exec.Command(path, "version").Output()
+	if err != nil {
+		return path
+	}
+	return strings.Join(strings.Fields(string(out)), " ")
+}
+
+// get asks the API for something.
+func (f *fleet) get(ctx context.Context, path string, v any) error {
+	text, err := f.server.call(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, v)
+}
+
+// addressOf is the address of a source as the API shows it, zero where it is
+// none.
+func addressOf(prefix string) netip.Addr {
+	text, _, _ := strings.Cut(prefix, "/")
+	a, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.IPv4Unspecified()
+	}
+	return a
+}
+
+// storedSources are those of all requests in a store.
+func storedSources(ctx context.Context, kept control.Store) (map[netip.Addr]bool, error) {
+	all := map[netip.Addr]bool{}
+	for after := ""; ; {
+		var page []control.Request
+		if err := kept.View(ctx, func(tx control.Tx) (err error) {
+			page, err = tx.Requests(control.RequestFilter{After: after, Limit: 1000})
+			return err
+		}); err != nil || len(page) == 0 {
+			return all, err
+		}
+		for _, q := range page {
+			after = q.ID
+			for _, vm := range q.VMs {
+				for _, p := range vm.Ports {
+					all[addressOf(p.One)] = true
+				}
+			}
+		}
+	}
+}
+
+// profile keeps a profile of the server's processor under load, where it is
+// asked for.
+func (f *fleet) profile(ctx context.Context) error {
+	if f.o.cpu == "" {
+		return nil
+	}
+	text, err := f.server.local(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", max(1, f.o.seconds-1)))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Clean(f.o.cpu), text, 0o644)
+}

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// patience is how long a server may take to start.
+const patience = time.Minute
+
+// server is the control plane: the program itself, in a process of its own.
+type server struct {
+	program, dir, data, listen string
+	database                   string // empty: SQLite in the data directory
+
+	process *exec.Cmd
+	exited  chan struct{}
+	roots   *x509.CertPool
+	token   string
+	metrics string
+	client  *http.Client
+}
+
+// newServer prepares one, on a port that stays the same over a restart.
+func newServer(program, dir, database string) (*server, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	s := &server{program: program, dir: dir, data: filepath.Join(dir, "control"), listen: l.Addr().String(), database: database}
+	// One person asks for everything, and would be told to slow down.
+	return s, os.WriteFile(s.config(), []byte("[log]\nlevel = \"warn\"\n[limits]\nrate = 100000.0\nburst = 100000\n"), 0o600)
+}
+
+func (s *server) config() string { return filepath.Join(s.dir, "control.toml") }
+func (s *server) log() string    { return filepath.Join(s.dir, "control.log") }
+func (s *server) url() string    { return "https://" + s.listen }
+
+// start starts the program and waits until it is ready.
+func (s *server) start(ctx context.Context) error {
+	log, err := os.OpenFile(s.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	c := exec.Command(s.program, "serve", "--data", s.data, "--listen", s.listen, "--config", s.config())
+	c.Stdout, c.Stderr = log, log
+	c.Env = os.Environ()
+	if s.database != "" {
+		c.Env = append(c.Env, "JITGATE_CONTROL_DATABASE="+s.database)
+	}
+	// It ends with this process, however that ends.
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := c.Start(); err != nil {
+		return err
+	}
+	s.process, s.exited = c, make(chan struct{})
+	go func(exited chan struct{}) {
+		c.Wait() // whatever it says, it is over
+		close(exited)
+	}(s.exited)
+	for deadline := time.Now().Add(patience); ; {
+		err := s.ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-s.exited:
+			return s.complain(errors.New("the control plane ended"))
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return s.complain(fmt.Errorf("the control plane is not ready: %w", err))
+		}
+	}
+}
+
+// complain adds the end of the server's log.
+func (s *server) complain(err error) error {
+	log, _ := os.ReadFile(s.log())
+	return fmt.Errorf("%w\n%s", err, log[max(0, len(log)-2000):])
+}
+
+func (s *server) ready(ctx context.Context) error {
+	if s.client == nil {
+		if err := s.connect(); err != nil {
+			return err
+		}
+	}
+	_, err := s.call(ctx, http.MethodGet, "/readyz", nil)
+	return err
+}
+
+// connect reads what the server made at its first start.
+func (s *server) connect() error {
+	ca, err := os.ReadFile(filepath.Join(s.data, "tls", "ca.pem"))
+	if err != nil {
+		return err
+	}
+	for file, token := range map[string]*string{"admin.token": &s.token, "metrics.token": &s.metrics} {
+		text, err := os.ReadFile(filepath.Join(s.data, file))
+		if err != nil {
+			return err
+		}
+		*token = strings.TrimSpace(string(text))
+	}
+	s.roots = x509.NewCertPool()
+	s.roots.AppendCertsFromPEM(ca)
+	s.client = &http.Client{Timeout: patience, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: s.roots, ClientSessionCache: tls.NewLRUClientSessionCache(64)}, MaxIdleConnsPerHost: 256}}
+	return nil
+}
+
+// stop ends the program in order, kill as a crash does.
+func (s *server) stop() { s.end(syscall.SIGTERM) }
+func (s *server) kill() { s.end(syscall.SIGKILL) }
+
+func (s *server) end(how syscall.Signal) {
+	if s.process == nil {
+		return
+	}
+	s.process.Process.Signal(how) // it may have ended by itself
+	<-s.exited
+	s.process = nil
+	s.client.CloseIdleConnections()
+}
+
+// call calls the API and returns the body of an answer that is no refusal.
+func (s *server) call(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	r, err := http.NewRequestWithContext(ctx, method, s.url()+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	token := s.token
+	if path == "/metrics" {
+		token = s.metrics
+	}
+	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Content-Type", "application/json")
+	w, err := s.client.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer w.Body.Close()
+	answer, err := io.ReadAll(w.Body)
+	if err == nil && w.StatusCode/100 != 2 {
+		err = fmt.Errorf("%s %s: %s: %.300s", method, path, w.Status, answer)
+	}
+	return answer, err
+}
+
+// local asks the server's socket for profiles.
+func (s *server) local(ctx context.Context, path string) ([]byte, error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(s.data, "control.sock"))
+	}}}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://jitgate-control"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	w, err := client.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer w.Body.Close()
+	text, err := io.ReadAll(w.Body)
+	if err == nil && w.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s: %.300s", path, w.Status, text)
+	}
+	return text, err
+}
+
+// collect has the server collect its garbage, as it does before a profile of
+// its heap. Twice: what finalizers let go of goes too.
+func (s *server) collect(ctx context.Context) error {
+	for range 2 {
+		profile, err := s.local(ctx, "/debug/pprof/heap?gc=1")
+		if err == nil {
+			err = os.WriteFile(filepath.Join(s.dir, "heap.pb.gz"), profile, 0o600)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// usage is what the server takes up, in bytes.
+type usage struct {
+	inUse    float64 // heap and stacks of Go, after the garbage is gone
+	resident float64
+}
+
+func (s *server) usage(ctx context.Context) (u usage, err error) {
+	if err := s.collect(ctx); err != nil {
+		return u, err
+	}
+	m, err := s.scrape(ctx)
+	return usage{m["go_memstats_heap_inuse_bytes"] + m["go_memstats_stack_inuse_bytes"], m["process_resident_memory_bytes"]}, err
+}
+
+// scrape reads the metrics that have no labels.
+func (s *server) scrape(ctx context.Context) (map[string]float64, error) {
+	text, err := s.call(ctx, http.MethodGet, "/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]float64{}
+	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		if n, err := strconv.ParseFloat(value, 64); err == nil {
+			all[name] = n
+		}
+	}
+	return all, nil
+}
+
+// processor is how long the server has had a processor, in seconds.
+func (s *server) processor(ctx context.Context) (float64, error) {
+	m, err := s.scrape(ctx)
+	return m["process_cpu_seconds_total"], err
+}
