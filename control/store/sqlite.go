@@ -86,7 +86,7 @@ func openFile(path string, parameters ...string) (*sql.DB, error) {
 	// A drive letter comes after a slash too.
 	u := url.URL{Scheme: "file", Path: "/" + strings.TrimPrefix(filepath.ToSlash(path), "/")}
 	u.RawQuery = strings.Join(append([]string{"_pragma=busy_timeout(10000)"}, parameters...), "&")
-	return sql.Open("sqlite", u.String())
+	return openPrepared(u.String())
 }
 
 // checkDurable refuses a database that would not keep what it acknowledges.
