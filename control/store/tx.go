@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -151,7 +150,7 @@ func encode(v any) (document, error) {
 }
 
 func decode(doc string, v any) error {
-	if err := json.Unmarshal([]byte(doc), v); err != nil {
+	if err := jsonv2.Unmarshal([]byte(doc), v, jsonv1.DefaultOptionsV1()); err != nil {
 		return fmt.Errorf("store: a document in the database does not read: %w", err)
 	}
 	return nil
