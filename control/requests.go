@@ -497,7 +497,9 @@ func (ed *edit) put(r Request, changed bool) error {
 
 // repeated finds the request that r is sent again of.
 func (ed *edit) repeated(r Request) (Request, bool, error) {
-	recent, err := ed.tx.Requests(RequestFilter{Policy: &r.Policy, Principal: r.Principal, Open: true, Since: ed.now.Add(-repeatedWithin)})
+	// It names the same machines: those of the first are few, those under a
+	// policy may be thousands.
+	recent, err := ed.tx.Requests(RequestFilter{VM: &r.VMs[0].ID, Policy: &r.Policy, Principal: r.Principal, Open: true, Since: ed.now.Add(-repeatedWithin)})
 	if err != nil {
 		return Request{}, false, err
 	}
