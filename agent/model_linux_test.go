@@ -2,7 +2,6 @@ package agent
 
 import (
 	"cmp"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,39 +23,6 @@ import (
 	"github.com/jitgate/jitgate/firewall/nft"
 	"github.com/jitgate/jitgate/policy"
 )
-
-// lossy is a kernel whose answers get lost, and that refuses, when told to.
-type lossy struct {
-	firewall.Backend
-	play *play
-}
-
-func (b lossy) Apply(ctx context.Context, plan firewall.Plan) error {
-	b.play.ledger.look(plan)
-	if err := b.play.fault("refuses", &b.play.fate.unchanged); err != nil {
-		return err
-	}
-	if b.play.fault("dies-before", &b.play.fate.unchanged) != nil {
-		panic(death{})
-	}
-	if err := b.Backend.Apply(ctx, plan); err != nil {
-		return err
-	}
-	if err := b.play.fault("unanswered", &b.play.fate.unsure); err != nil {
-		return err
-	}
-	if b.play.fault("dies-after", &b.play.fate.unsure) != nil {
-		panic(death{})
-	}
-	return nil
-}
-
-func (b lossy) Observe(ctx context.Context) (firewall.Observed, error) {
-	if err := b.play.fault("blind", &b.play.fate.blind); err != nil {
-		return firewall.Observed{}, err
-	}
-	return b.Backend.Observe(ctx)
-}
 
 // lane is one schedule on the real kernel: grants for four addresses that no
 // other lane has, to one port. The lanes of a round share an agent and what

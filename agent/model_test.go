@@ -219,7 +219,7 @@ type play struct {
 	backend  firewall.Backend
 	protocol policy.Protocol // of the guarded ports
 	ports    []uint16
-	fake     *fwtest.Fake // the backend, where no real kernel is
+	machine  machine // behind the backend, where no real kernel is
 	ledger   *ledger
 	oracle   *oracle
 	past     history
@@ -242,38 +242,82 @@ type play struct {
 	tampered firewall.BootTime // when, if it may be that nobody has looked since
 }
 
-func newPlay(f *office, dir string) (*play, error) {
+// machine is a platform in memory, with what a stranger and the world do to it.
+type machine interface {
+	firewall.Backend
+	// Admits reports whether a packet passes the guard.
+	Admits(firewall.Door) bool
+	// Whole reports whether a guard stands that nobody broke.
+	Whole() bool
+	// Tamper flushes the rules, and with all set the openings too.
+	Tamper(all bool)
+	// Insert adds an opening.
+	Insert(firewall.Door, firewall.End)
+	// Sleep is a machine that slept for d. It reports whether what ends by itself
+	// ends that much later.
+	Sleep(d time.Duration) (late bool)
+	// Reboot is a machine that crashes and starts again.
+	Reboot()
+	// Dies is the end of the process that guards. It reports whether a trial's
+	// drop ends with it.
+	Dies() (trialEnds bool)
+}
+
+// kernel is a machine whose kernel keeps what the process left.
+type kernel struct{ *fwtest.Fake }
+
+func newKernel(now func() firewall.BootTime) machine { return kernel{&fwtest.Fake{Now: now}} }
+
+func (k kernel) Sleep(d time.Duration) bool { k.Fake.Sleep(d); return true }
+
+func (k kernel) Reboot() { _ = k.Remove(context.Background()) } // it cannot fail
+
+func (k kernel) Dies() bool { return false }
+
+// lossy is a platform whose answers get lost, and that refuses, when told to.
+type lossy struct {
+	firewall.Backend
+	play *play
+}
+
+func (b lossy) Apply(ctx context.Context, plan firewall.Plan) error {
+	b.play.ledger.look(plan)
+	for _, name := range []string{"refuses", "exists"} {
+		if err := b.play.fault(name, &b.play.fate.unchanged); err != nil {
+			return err
+		}
+	}
+	if b.play.fault("dies-before", &b.play.fate.unchanged) != nil {
+		panic(death{})
+	}
+	if err := b.Backend.Apply(ctx, plan); err != nil {
+		return err
+	}
+	if err := b.play.fault("unanswered", &b.play.fate.unsure); err != nil {
+		return err
+	}
+	if err := b.play.fault("conflict", &b.play.fate.unsure); err != nil {
+		b.play.tamper(false)
+		return firewall.ErrConflict
+	}
+	if b.play.fault("dies-after", &b.play.fate.unsure) != nil {
+		panic(death{})
+	}
+	return nil
+}
+
+func (b lossy) Observe(ctx context.Context) (firewall.Observed, error) {
+	if err := b.play.fault("blind", &b.play.fate.blind); err != nil {
+		return firewall.Observed{}, err
+	}
+	return b.Backend.Observe(ctx)
+}
+
+func newPlay(f *office, dir string, on func(now func() firewall.BootTime) machine) (*play, error) {
 	p := &play{office: f, ledger: newLedger(), oracle: newOracle(), boot: firewall.BootTime(time.Hour),
 		protocol: policy.TCP, ports: []uint16{22, 2222}}
-	p.fake = &fwtest.Fake{Now: func() firewall.BootTime { return p.boot }}
-	p.backend = p.fake
-	p.fake.Blind = func() error { return p.fault("blind", &p.fate.blind) }
-	p.fake.Fail = func(plan firewall.Plan) error {
-		p.ledger.look(plan)
-		if err := p.fault("refuses", &p.fate.unchanged); err != nil {
-			return err
-		}
-		if err := p.fault("exists", &p.fate.unchanged); err != nil {
-			return err
-		}
-		if p.fault("dies-before", &p.fate.unchanged) != nil {
-			panic(death{})
-		}
-		return nil
-	}
-	p.fake.After = func(firewall.Plan) error {
-		if err := p.fault("unanswered", &p.fate.unsure); err != nil {
-			return err
-		}
-		if err := p.fault("conflict", &p.fate.unsure); err != nil {
-			p.tamper(false)
-			return firewall.ErrConflict
-		}
-		if p.fault("dies-after", &p.fate.unsure) != nil {
-			panic(death{})
-		}
-		return nil
-	}
+	p.machine = on(func() firewall.BootTime { return p.boot })
+	p.backend = lossy{p.machine, p}
 	if err := p.settle(dir); err != nil {
 		return nil, err
 	}
@@ -307,8 +351,17 @@ func (p *play) now() instant {
 	return instant{noon.Add(p.lived + p.off), p.boot, fmt.Sprint("boot ", p.boots)}
 }
 
+// dies is the end of the process, with all that hangs on it.
+func (p *play) dies() {
+	if p.machine == nil || !p.machine.Dies() || p.oracle.kernel.trial == 0 {
+		return
+	}
+	p.oracle.kernel.trial, p.oracle.kernel.observe = 0, true
+}
+
 // begin puts a new agent in place of the one that died.
 func (p *play) begin() {
+	p.dies()
 	p.Agent = &Agent{Settings: p.Settings, Backend: p.backend, Audit: p.ledger, Log: hclog.NewNullLogger(), Machine: Machine{MachineID: fmt.Sprint("board ", p.board)},
 		Clock: Clock{Wall: func() time.Time { return p.now().wall }, Boot: func() firewall.BootTime { return p.boot }, BootID: p.now().name}}
 	p.inbox.patience = withoutHurry
@@ -345,7 +398,7 @@ func (p *play) passOf(call func() error) error {
 	p.fate.cutShort = dies && !p.ledger.dies
 	v := p.oracle.pass(p.now(), p.fate)
 	clean := p.fate == fate{} && !p.ledger.failed && !p.oracle.broken
-	if p.fake.Whole() {
+	if p.machine.Whole() {
 		p.oracle.kernel.broken = false
 	}
 	if clean {
@@ -358,14 +411,14 @@ func (p *play) passOf(call func() error) error {
 		p.begin()
 	case clean && err != nil:
 		return fmt.Errorf("the agent fails though nothing stands in its way: %w", err)
-	case clean && due && mode != Off && !p.fake.Whole():
+	case clean && due && mode != Off && !p.machine.Whole():
 		return errors.New("the guard was not mended")
 	case clean && due:
 		p.oracle.kernel.strangers, p.tampered = nil, 0
 	}
 	if mode := p.oracle.mode.mode; lived && p.fate == (fate{}) && !p.oracle.mode.trial && (mode == Observe || mode == Off) {
 		// A command that stops the dropping waits for no disk.
-		if !p.fake.Admits(stranger) {
+		if !p.machine.Admits(stranger) {
 			return fmt.Errorf("mode %s, and %s does not pass", mode, stranger)
 		}
 	}
@@ -390,13 +443,13 @@ var stranger = firewall.Door{Source: netip.MustParsePrefix("203.0.113.1/32"), Pr
 // check sends a packet from everywhere to everything.
 func (p *play) check() error {
 	now := p.now()
-	if trial := p.oracle.kernel.trial; trial != 0 && p.boot >= trial.Add(tolerance) && !p.fake.Admits(stranger) {
+	if trial := p.oracle.kernel.trial; trial != 0 && p.boot >= trial.Add(tolerance) && !p.machine.Admits(stranger) {
 		return errors.New("the trial is over, and the guard drops")
 	}
 	for _, source := range modelAddresses {
 		for _, port := range p.ports {
 			packet := firewall.Door{Source: source, Protocol: firewall.TCP, Port: port}
-			if !p.fake.Admits(packet) || !p.oracle.kernel.judges(packet, now) {
+			if !p.machine.Admits(packet) || !p.oracle.kernel.judges(packet, now) {
 				continue
 			}
 			if !p.oracle.kernel.admits(packet, now) {
@@ -421,7 +474,7 @@ func (p *play) demand(doors map[firewall.Door]bool) error {
 		if d.Protocol == 0 {
 			packet.Protocol, packet.Port = firewall.TCP, 22
 		}
-		if !p.fake.Admits(packet) {
+		if !p.machine.Admits(packet) {
 			return fmt.Errorf("%s is granted, and does not pass", packet)
 		}
 	}
@@ -453,10 +506,10 @@ func (p *play) wait(d time.Duration) error {
 }
 
 func (p *play) tamper(all bool) {
-	if !p.fake.Whole() {
+	if !p.machine.Whole() {
 		return
 	}
-	p.fake.Tamper(all)
+	p.machine.Tamper(all)
 	p.oracle.kernel.broken, p.tampered = true, p.boot
 }
 
@@ -616,6 +669,7 @@ func (p *play) do(o operation) error {
 	case "wait":
 		return p.wait(o.length)
 	case "dead": // kill -9, and a new agent only later
+		p.dies()
 		if err := p.pass(o.length); err != nil {
 			return err
 		}
@@ -657,7 +711,7 @@ func (p *play) do(o operation) error {
 		return p.wait(cmp.Or(o.length, Resync))
 	case "insert":
 		d := firewall.Door{Source: netip.MustParsePrefix(o.source), Protocol: firewall.TCP, Port: 22}
-		p.fake.Insert(d, firewall.End{Until: firewall.Never})
+		p.machine.Insert(d, firewall.End{Until: firewall.Never})
 		if p.oracle.kernel.strangers == nil {
 			p.oracle.kernel.strangers = map[firewall.Door]bool{}
 		}
@@ -683,12 +737,13 @@ func (p *play) do(o operation) error {
 		p.doubt()
 		return p.step()
 	case "sleep":
-		p.fake.Sleep(o.length)
-		p.oracle.kernel.lag += o.length
-		if p.oracle.kernel.trial != 0 {
-			p.oracle.kernel.trial = p.oracle.kernel.trial.Add(o.length)
+		if p.machine.Sleep(o.length) {
+			p.oracle.kernel.lag += o.length
+			if p.oracle.kernel.trial != 0 {
+				p.oracle.kernel.trial = p.oracle.kernel.trial.Add(o.length)
+			}
+			p.past.late += o.length
 		}
-		p.past.late += o.length
 		p.lived, p.boot = p.lived+o.length, p.boot.Add(o.length)
 		p.doubt()
 		return p.step()
@@ -698,9 +753,7 @@ func (p *play) do(o operation) error {
 		p.doubt()
 		return p.step()
 	case "reboot":
-		if err := p.fake.Remove(context.Background()); err != nil {
-			return err
-		}
+		p.machine.Reboot()
 		p.oracle.reboot(p.boot)
 		p.boots++
 		p.lived, p.boot, p.tampered = p.lived+o.length, firewall.BootTime(20*time.Second), 0
@@ -795,10 +848,10 @@ func (p *play) quiet() error {
 			return err
 		}
 	}
-	if !p.fake.Admits(door) {
+	if !p.machine.Admits(door) {
 		return fmt.Errorf("all is well again, and %s does not pass", door)
 	}
-	if !p.fake.Whole() {
+	if !p.machine.Whole() {
 		return errors.New("all is well again, and the guard is not whole")
 	}
 	p.begin()
@@ -810,11 +863,11 @@ func (p *play) quiet() error {
 
 // playOut runs a schedule in an empty directory. An error names the operation
 // that was under way.
-func playOut(f *office, dir string, list []operation) error {
+func playOut(f *office, dir string, on func(func() firewall.BootTime) machine, list []operation) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	p, err := newPlay(f, dir)
+	p, err := newPlay(f, dir, on)
 	if err != nil {
 		return err
 	}
@@ -955,11 +1008,26 @@ func schedules(t *testing.T, otherwise int) int {
 // what is granted passes.
 func TestRandomSchedules(t *testing.T) {
 	t.Parallel()
+	for _, on := range machines {
+		t.Run(on.name, func(t *testing.T) { randomSchedules(t, on) })
+	}
+}
+
+// machines are the platforms that schedules are played on.
+var machines = []platform{{"a kernel", newKernel, 4000}, {"Windows", newWindows, 2000}}
+
+type platform struct {
+	name      string
+	make      func(now func() firewall.BootTime) machine
+	schedules int
+}
+
+func randomSchedules(t *testing.T, on platform) {
 	base := *seed
 	if base == 0 {
 		base = rand.Uint64()
 	}
-	all := schedules(t, 4000)
+	all := schedules(t, on.schedules)
 	t.Logf("%d schedules, repeat with -seed %d", all, base)
 	// Short lives, small heaps: collecting rarely is a quarter of the time.
 	defer debug.SetGCPercent(debug.SetGCPercent(800))
@@ -973,9 +1041,9 @@ func TestRandomSchedules(t *testing.T) {
 			for n := next.Add(1) - 1; n < int64(all) && !failed.Load(); n = next.Add(1) - 1 {
 				list := draw(rand.New(rand.NewPCG(base, uint64(n))))
 				operations.Add(int64(len(list)))
-				if err := playOut(f, dir, list); err != nil && !failed.Swap(true) {
-					list = shrink(list, func(l []operation) bool { return playOut(f, dir, l) != nil })
-					t.Errorf("schedule %d of seed %d: %v\nas short as it gets: %v\n%s", n, base, err, playOut(f, dir, list), scheduleText(list))
+				if err := playOut(f, dir, on.make, list); err != nil && !failed.Swap(true) {
+					list = shrink(list, func(l []operation) bool { return playOut(f, dir, on.make, l) != nil })
+					t.Errorf("schedule %d of seed %d: %v\nas short as it gets: %v\n%s", n, base, err, playOut(f, dir, on.make, list), scheduleText(list))
 				}
 			}
 		})
@@ -1027,8 +1095,10 @@ func TestSchedulesThatFailed(t *testing.T) {
 			grant g2 source=10.0.0.1/32 port=22 from=-2m0s for=2m24s
 			clock for=-2m0s`,
 	} {
-		if err := playOut(f, memoryDir(t), parseSchedule(t, schedule)); err != nil {
-			t.Errorf("%s: %v", name, err)
+		for _, on := range machines {
+			if err := playOut(f, memoryDir(t), on.make, parseSchedule(t, schedule)); err != nil {
+				t.Errorf("%s, on %s: %v", name, on.name, err)
+			}
 		}
 	}
 }

@@ -269,6 +269,9 @@ func (b *Backend) Apply(_ context.Context, p firewall.Plan) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if p.Rules {
+		b.forgotten() // rules are written over whatever stands, not over what stood
+	}
 	if err := b.look(); err != nil {
 		return err
 	}
