@@ -10,10 +10,10 @@ import (
 	"github.com/jitgate/jitgate/firewall/winfw/wfptest"
 )
 
-// windows is a machine with the filtering platform of Windows as it is
+// winMachine is a machine with the filtering platform of Windows as it is
 // documented: what a process opened goes with it. Windows Firewall lets
 // everything through, so that the guard alone decides.
-type windows struct {
+type winMachine struct {
 	*winfw.Backend
 	platform *wfptest.Platform
 	now      func() firewall.BootTime
@@ -22,16 +22,16 @@ type windows struct {
 }
 
 func newWindows(now func() firewall.BootTime) machine {
-	w := &windows{platform: wfptest.New(), now: now}
+	w := &winMachine{platform: wfptest.New(), now: now}
 	w.platform.Firewall = wfptest.NewFirewall()
 	w.platform.Firewall.Profiles[wfptest.Public] = wfptest.ProfileState{On: true, AllowAll: true}
 	w.start()
 	return w
 }
 
-func (w *windows) start() { w.Backend = winfw.New(w.platform.Engine(), w.platform.Rules(), w.now) }
+func (w *winMachine) start() { w.Backend = winfw.New(w.platform.Engine(), w.platform.Rules(), w.now) }
 
-func (w *windows) Apply(ctx context.Context, p firewall.Plan) error {
+func (w *winMachine) Apply(ctx context.Context, p firewall.Plan) error {
 	err := w.Backend.Apply(ctx, p)
 	if err == nil {
 		w.exists, w.broken = true, w.broken && !p.Rules
@@ -39,26 +39,26 @@ func (w *windows) Apply(ctx context.Context, p firewall.Plan) error {
 	return err
 }
 
-func (w *windows) Remove(ctx context.Context) error {
+func (w *winMachine) Remove(ctx context.Context) error {
 	w.exists, w.broken = false, false
 	return w.Backend.Remove(ctx)
 }
 
 // Admits lets the clock of the backend, which runs beside the agent, close what
 // is over.
-func (w *windows) Admits(packet firewall.Door) bool {
+func (w *winMachine) Admits(packet firewall.Door) bool {
 	w.Expire()
 	return w.platform.Admits(packet)
 }
 
-func (w *windows) Whole() bool { return w.exists && !w.broken }
+func (w *winMachine) Whole() bool { return w.exists && !w.broken }
 
-func (w *windows) Tamper(all bool) {
+func (w *winMachine) Tamper(all bool) {
 	w.broken = true
 	w.platform.Delete(func(f winfw.Filter) bool { return f.Lifetime == winfw.Dynamic && all || f.Lifetime != winfw.Dynamic && f.Last != 0 })
 }
 
-func (w *windows) Insert(d firewall.Door, _ firewall.End) {
+func (w *winMachine) Insert(d firewall.Door, _ firewall.End) {
 	f := winfw.Filter{Key: winfw.GUID{Data1: 1}, Name: "a stranger's", Layer: winfw.AcceptV4, Weight: 1 << 40, Lifetime: winfw.Persistent,
 		Protocol: d.Protocol, First: d.Port, Last: d.Port, Source: d.Source}
 	if d.Source.Bits() == 0 {
@@ -67,15 +67,15 @@ func (w *windows) Insert(d firewall.Door, _ firewall.End) {
 	w.platform.Insert(f)
 }
 
-func (w *windows) Sleep(time.Duration) bool { return false } // the boot clock goes on
+func (w *winMachine) Sleep(time.Duration) bool { return false } // the boot clock goes on
 
-func (w *windows) Reboot() {
+func (w *winMachine) Reboot() {
 	w.platform.Reboot()
 	w.platform.StartService()
 	w.start()
 }
 
-func (w *windows) Dies() bool {
+func (w *winMachine) Dies() bool {
 	w.platform.Kill()
 	w.start()
 	return true

@@ -39,6 +39,10 @@ const remembered = 7 * 24 * time.Hour
 // sessions on the port are kept: that errs towards cutting.
 const maxRevoked = 4096
 
+// rereadRules is how often the rule group is compared with what was written:
+// there may be hundreds of rules to read through.
+const rereadRules = 5 * time.Minute
+
 // Backend is a firewall.Backend on the filtering platform. Its calls and the
 // clock that closes (Start) take turns.
 type Backend struct {
@@ -56,6 +60,7 @@ type Backend struct {
 	mine    map[GUID]bool     // dynamic filters of this process
 	linger  map[firewall.Door]firewall.BootTime
 	written []Rule            // of Windows Firewall, where known
+	read    firewall.BootTime // when they were compared last
 	warned  map[string]string // by what it was about
 
 	wake  chan struct{}
@@ -247,8 +252,8 @@ func (b *Backend) Observe(context.Context) (firewall.Observed, error) {
 		return firewall.Observed{}, err
 	}
 	s := *b.is
-	if b.guards(s) {
-		b.written = nil // somebody may have changed them
+	if now := b.now(); b.guards(s) && now.Sub(b.read) >= rereadRules {
+		b.written, b.read = nil, now // somebody may have changed them
 		b.settleWindows(s)
 	}
 	return s.observed(), nil
