@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"policy":                 {},
 	"armor":                  {"policy"},
 	"audit":                  {},
-	"doctor":                 {"firewall"},
+	"doctor":                 {"firewall", "firewall/winfw"},
 	"firewall":               {},
 	"firewall/nft":           {"firewall"},
 	"firewall/winfw":         {"firewall"},

@@ -1,22 +1,16 @@
 package agent
 
 import (
-	"errors"
-
 	"github.com/jitgate/jitgate/firewall"
 	"github.com/jitgate/jitgate/firewall/winfw"
 )
 
 // OpenBackend opens this host's firewall. warn is told what failed although
-// the guard stands; nil drops it. Where there is no filtering platform the
-// agent is to stay up and say so.
+// the guard stands; nil drops it.
 func OpenBackend(warn func(error)) (firewall.Backend, error) {
 	b, err := winfw.Open(BootNow, warn)
-	if errors.Is(err, winfw.ErrUnavailable) {
-		return &winfw.Absent{Why: err}, nil
-	}
 	if err != nil {
-		return nil, err
+		return nil, err // and no typed nil
 	}
 	return b, nil
 }

@@ -85,6 +85,15 @@ const (
 	FeatureFib           ID = "feature-fib"
 	FeatureConntrack     ID = "feature-conntrack"
 	FeatureSocketDestroy ID = "feature-sock-destroy"
+	PlatformMissing      ID = "filtering-platform-missing"
+	WindowsUnread        ID = "windows-firewall-unread"
+	WindowsOff           ID = "windows-firewall-off"
+	WindowsBlocksAll     ID = "windows-firewall-blocks-all"
+	WindowsBlocks        ID = "windows-firewall-blocks"
+	WindowsGroupPolicy   ID = "windows-firewall-group-policy"
+	WindowsAllows        ID = "windows-firewall-allows"
+	WindowsNotInTheWay   ID = "windows-firewall-not-in-the-way"
+	PortProxied          ID = "port-proxied"
 )
 
 // IDs is every kind of finding.
@@ -93,7 +102,8 @@ var IDs = []ID{UnsupportedPlatform, NotRoot, Unread, NoSettings, SettingsRefused
 	DocumentExpiresSoon, DocumentsInForce, ClockBehind, ClockNotSynchronised, ClockSynchronised, GrantShadowed, GrantShadowedForSome,
 	GrantNotShadowed, IPTablesLegacy, TableDormant, TableOwned, RedirectedToGuarded, RewrittenBeforeGuard, RewriteUnreadable, PublishedUnguarded,
 	PublishedPorts, PublishedByProxy, NotTracked, SavedRuleset, FlowtablePresent, XDPProgram, ManagementUnguarded, SSHElsewhere, NobodyListens,
-	GuardedListeners, RouteLocalnet, GuardedInLocalRange, FeatureOwnerPersist, FeatureTimeoutUpdate, FeatureFib, FeatureConntrack, FeatureSocketDestroy}
+	GuardedListeners, RouteLocalnet, GuardedInLocalRange, FeatureOwnerPersist, FeatureTimeoutUpdate, FeatureFib, FeatureConntrack, FeatureSocketDestroy,
+	PlatformMissing, WindowsUnread, WindowsOff, WindowsBlocksAll, WindowsBlocks, WindowsGroupPolicy, WindowsAllows, WindowsNotInTheWay, PortProxied}
 
 const (
 	soon    = 14 * 24 * time.Hour // an end that is worth a warning
@@ -101,8 +111,6 @@ const (
 	observe = "observe"           // the mode that drops nothing
 	off     = "off"               // and the one without a guard
 	nothing = "nothing"           // to do
-
-	setClock = "Set the clock right: `timedatectl set-ntp true`"
 )
 
 // Finding is one thing found. Its texts may hold names that others chose:
@@ -122,6 +130,8 @@ func Examine(f Facts) []Finding {
 	if f.Unsupported != "" {
 		e.add(Problem, UnsupportedPlatform, "Nothing was looked at: "+f.Unsupported+".", "",
 			"Look at this host's firewall by hand; there is no guard for this platform yet.")
+	} else if f.Windows != nil {
+		e.windows(*f.Windows)
 	} else {
 		e.access()
 		e.guard()
@@ -211,6 +221,9 @@ func (e *examination) agent() {
 		e.add(OK, AgentAnswers, "The agent runs and answers.", a.Firewall, nothing)
 	case a.Why != "":
 		do := "Run it as root: `sudo jitgate doctor`"
+		if e.Windows != nil {
+			do = "Run it as administrator."
+		}
 		if e.Root {
 			do = "Look at what the agent's log says, and ask again: `jitgate status`"
 		}
@@ -282,15 +295,23 @@ func (e *examination) documents() {
 	}
 	switch behind := newest.Sub(e.Now); {
 	case behind > skew:
-		e.add(Problem, ClockBehind, fmt.Sprintf("The clock is %s behind a signed time: nothing new opens.", behind.Round(time.Second)), "", setClock)
+		e.add(Problem, ClockBehind, fmt.Sprintf("The clock is %s behind a signed time: nothing new opens.", behind.Round(time.Second)), "", e.setClock())
 	case strings.HasPrefix(a.Blocked, "clock-behind"): // behind the time the agent was built, for one
-		e.add(Problem, ClockBehind, "The clock is behind a time it must be after: nothing new opens.", a.Blocked, setClock)
+		e.add(Problem, ClockBehind, "The clock is behind a time it must be after: nothing new opens.", a.Blocked, e.setClock())
 	case over: // said already
 	case a.Blocked != "":
 		e.add(Problem, NothingMayOpen, "Nothing may open now.", a.Blocked, "Deliver what its sentence says is missing or over to the inbox: `jitgate status` shows each document.")
 	default:
 		e.add(OK, DocumentsInForce, "Trust and policy are in force: grants may open.", strings.Join(names, ", "), nothing)
 	}
+}
+
+// setClock says how.
+func (e *examination) setClock() string {
+	if e.Windows != nil {
+		return "Set the clock right: `w32tm /resync`"
+	}
+	return "Set the clock right: `timedatectl set-ntp true`"
 }
 
 // document is a kind of document in a sentence.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jitgate/jitgate/firewall"
+	"github.com/jitgate/jitgate/firewall/winfw"
 )
 
 var now = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
@@ -99,6 +100,33 @@ func healthy() Facts {
 	return f
 }
 
+// onWindows makes the host one with Windows, on a private network, with Windows
+// Firewall as installed.
+func onWindows(change func(*Facts)) func(*Facts) {
+	return func(f *Facts) {
+		*f = Facts{Root: true, Kernel: "Windows 10.0.20348", Now: now, Host: f.Host, Mode: f.Mode, Guarded: f.Guarded, Settings: f.Settings, Agent: f.Agent, Addresses: f.Addresses,
+			Windows: &Windows{Policy: winfw.Policy{Profiles: []winfw.Profile{
+				{Name: "domain", Bit: winfw.ProfileDomain, On: true, BlocksByDefault: true},
+				{Name: "private", Bit: winfw.ProfilePrivate, On: true, BlocksByDefault: true, Active: true},
+				{Name: "public", Bit: winfw.ProfilePublic, On: true, BlocksByDefault: true}}}}}
+		windowsRule(winfw.PolicyRule{Name: "jitgate 22/tcp", Group: winfw.Group, Protocol: 6, Ports: "22", Sources: "203.0.113.7/32"},
+			winfw.PolicyRule{Name: "Core Networking", Group: "@FirewallAPI.dll,-25000", Protocol: 1})(f)
+		if change != nil {
+			change(f)
+		}
+	}
+}
+
+// windowsRule adds rules that are enabled on every network.
+func windowsRule(list ...winfw.PolicyRule) func(*Facts) {
+	return func(f *Facts) {
+		for _, r := range list {
+			r.Enabled, r.Profiles = true, 0x7fffffff
+			f.Windows.Policy.Rules = append(f.Windows.Policy.Rules, r)
+		}
+	}
+}
+
 func with(t ...Table) func(*Facts) {
 	return func(f *Facts) { f.Tables = append(f.Tables, t...) }
 }
@@ -138,7 +166,40 @@ func TestExamine(t *testing.T) {
 		change func(*Facts)
 		want   []want
 	}{
-		"healthy":        {func(*Facts) {}, nil},
+		"healthy":                  {func(*Facts) {}, nil},
+		"Windows":                  {onWindows(nil), nil},
+		"Windows, not elevated":    {onWindows(func(f *Facts) { f.Root = false }), []want{{Warning, NotRoot, "administrator"}}},
+		"Windows, unread":          {onWindows(func(f *Facts) { f.Unread = []string{"port proxies: no"} }), []want{{Warning, Unread, "port proxies"}}},
+		"no filtering platform":    {onWindows(func(f *Facts) { f.Windows.NoPlatform = "error 0x6d9" }), []want{{Problem, PlatformMissing, "sc start BFE"}}},
+		"Windows Firewall stopped": {onWindows(func(f *Facts) { f.Windows.NoPolicy = "error 0x6d9" }), []want{{Warning, WindowsUnread, "MpsSvc"}}},
+		"Windows, nothing guarded": {onWindows(func(f *Facts) { f.Guarded = nil }), []want{{Warning, NoPortGuarded, "22/tcp"}}},
+		"Windows, guard changed":   {onWindows(func(f *Facts) { f.Agent.Intact = false }), []want{{Problem, GuardNotIntact, "guard.drift"}}},
+		"Windows Firewall off":     {onWindows(func(f *Facts) { f.Windows.Policy.Profiles[1].On = false }), []want{{Note, WindowsOff, "off on private"}}},
+		"off on another network":   {onWindows(func(f *Facts) { f.Windows.Policy.Profiles[2].On = false }), nil},
+		"blocks everything":        {onWindows(func(f *Facts) { f.Windows.Policy.Profiles[1].BlocksAll = true }), []want{{Problem, WindowsBlocksAll, "private"}}},
+		"a rule blocks":            {onWindows(windowsRule(winfw.PolicyRule{Name: "no SSH", Block: true, Protocol: 6, Ports: "20-25"})), []want{{Problem, WindowsBlocks, "no SSH"}}},
+		"a rule blocks a program":  {onWindows(windowsRule(winfw.PolicyRule{Name: "sshd", Block: true, Protocol: 256, Program: "C:\\sshd.exe"})), []want{{Problem, WindowsBlocks, "sshd"}}},
+		"a rule blocks elsewhere":  {onWindows(windowsRule(winfw.PolicyRule{Name: "no HTTP", Block: true, Protocol: 6, Ports: "80"}, winfw.PolicyRule{Name: "no GRE", Block: true, Protocol: 47})), nil},
+		"a disabled rule": {onWindows(func(f *Facts) {
+			f.Windows.Policy.Rules = append(f.Windows.Policy.Rules, winfw.PolicyRule{Name: "no SSH", Block: true, Protocol: 6, Ports: "22", Profiles: 7})
+		}), nil},
+		"a rule for other networks": {onWindows(func(f *Facts) {
+			f.Windows.Policy.Rules = append(f.Windows.Policy.Rules, winfw.PolicyRule{Name: "no SSH", Enabled: true, Block: true, Protocol: 6, Ports: "22", Profiles: winfw.ProfilePublic})
+		}), nil},
+		"a rule allows": {onWindows(windowsRule(winfw.PolicyRule{Name: "OpenSSH", Protocol: 6, Ports: "22", Sources: "*"})), []want{{Note, WindowsAllows, "OpenSSH (*)"}}},
+		"group policy":  {onWindows(func(f *Facts) { f.Windows.Policy.Modify = winfw.ModifyGroup }), []want{{Warning, WindowsGroupPolicy, "22/tcp, 22/udp"}}},
+		"group policy, and a rule allows": {onWindows(func(f *Facts) {
+			windowsRule(winfw.PolicyRule{Name: "OpenSSH", Protocol: 6, Ports: "22", Sources: "*"}, winfw.PolicyRule{Name: "QUIC", Protocol: 17, Ports: "22", Sources: "*"})(f)
+			f.Windows.Policy.Modify = winfw.ModifyGroup
+		}), []want{{Note, WindowsAllows, "QUIC (*)"}}},
+		"group policy, all is let through": {onWindows(func(f *Facts) {
+			f.Windows.Policy.Modify, f.Windows.Policy.Profiles[1].BlocksByDefault = winfw.ModifyGroup, false
+		}), nil},
+		"a port proxy":                       {onWindows(func(f *Facts) { f.Windows.Proxies = []PortProxy{{8022, "127.0.0.1", 22}} }), []want{{Problem, PortProxied, "from port 8022 to guarded port 22"}}},
+		"a port proxy by the host's address": {onWindows(func(f *Facts) { f.Windows.Proxies = []PortProxy{{8022, "192.0.2.1", 22}} }), []want{{Problem, PortProxied, "8022/tcp"}}},
+		"port proxies that do no harm": {onWindows(func(f *Facts) {
+			f.Windows.Proxies = []PortProxy{{8080, "127.0.0.1", 80}, {8022, "192.0.2.99", 22}, {22, "127.0.0.1", 22}}
+		}), nil},
 		"other platform": {func(f *Facts) { *f = Facts{Unsupported: "no", Settings: f.Settings, Agent: f.Agent, Now: now} }, []want{{Problem, UnsupportedPlatform, "no"}}},
 		"no root": {func(f *Facts) {
 			f.Root, f.TablesRead, f.Tables, f.Features, f.Agent = false, false, nil, nil, Agent{Why: "permission denied"}
@@ -353,6 +414,24 @@ func TestFindingsAreWhole(t *testing.T) {
 			t.Errorf("%s comes after findings of a lower level", g.ID)
 		}
 		last = rank
+	}
+}
+
+func TestParseProxy(t *testing.T) {
+	for _, c := range []struct {
+		name, data string
+		want       PortProxy
+		ok         bool
+	}{
+		{"0.0.0.0/8022", "127.0.0.1/22", PortProxy{8022, "127.0.0.1", 22}, true},
+		{"*/443", "web.example.com/8443", PortProxy{443, "web.example.com", 8443}, true},
+		{"0.0.0.0", "127.0.0.1/22", PortProxy{}, false},
+		{"0.0.0.0/x", "127.0.0.1/22", PortProxy{}, false},
+		{"0.0.0.0/1", "127.0.0.1/65536", PortProxy{}, false},
+	} {
+		if p, ok := parseProxy(c.name, c.data); ok != c.ok || ok && p != c.want {
+			t.Errorf("%s = %s: %+v, %t", c.name, c.data, p, ok)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jitgate/jitgate/firewall"
+	"github.com/jitgate/jitgate/firewall/winfw"
 )
 
 // Facts is what is known of a host. The zero value knows nothing.
@@ -41,6 +42,24 @@ type Facts struct {
 	Saved         []string // files that load the guard's table with others'
 	Clock         Clock
 	Features      []Feature
+
+	Windows *Windows // where the host is one
+}
+
+// Windows is what is known of a host with Windows, beside what every host has.
+type Windows struct {
+	NoPlatform string // why the filtering platform does not answer; empty: it does
+	NoPolicy   string // why Windows Firewall does not answer
+	Policy     winfw.Policy
+	Proxies    []PortProxy
+}
+
+// PortProxy is a port that Windows listens on to connect on to another
+// (netsh interface portproxy).
+type PortProxy struct {
+	Port   uint16
+	To     string // an address or a name
+	ToPort uint16
 }
 
 // Settings is what matters of the agent's settings and of their file.

@@ -55,6 +55,14 @@ func Open(now func() firewall.BootTime, warn func(error)) (*Backend, error) {
 	return b, nil
 }
 
+// Probe reports why the filtering platform of this host does not answer. It
+// changes nothing.
+func Probe() error {
+	e := &platform{}
+	_, err := e.Filters()
+	return errors.Join(err, e.Close())
+}
+
 func which(dynamic bool) int {
 	if dynamic {
 		return 1

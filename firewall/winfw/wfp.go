@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"slices"
 	"unicode/utf16"
 	"unsafe"
 
@@ -341,11 +342,12 @@ const (
 	codeServerUnavailable = 1722
 	codeCallFailed        = 1726
 	codeNoEndpoints       = 1753
+	codeCannotSupport     = 1764 // what Wine says
 )
 
 // ErrUnavailable says that there is no filtering platform, or that its service
 // does not run.
-var ErrUnavailable = errors.New("the Windows Filtering Platform does not answer: start the service BFE (Base Filtering Engine), then restart this agent")
+var ErrUnavailable = errors.New("the Windows Filtering Platform does not answer: start the service BFE (Base Filtering Engine)")
 
 func (e *Error) Error() string {
 	text := ""
@@ -357,13 +359,16 @@ func (e *Error) Error() string {
 	case codeSublayerNotFound, codeProviderNotFound:
 		text = ": somebody removed jitgate's sublayer or provider"
 	}
+	if errors.Is(e, ErrUnavailable) {
+		text = ": " + ErrUnavailable.Error()
+	}
 	return fmt.Sprintf("%s: error 0x%x%s", e.Call, e.Code, text)
 }
 
 // Unwrap tells a platform that is not there from one that refuses.
 func (e *Error) Unwrap() error {
 	switch e.Code {
-	case codeNotSupported, codeNotImplemented, codeServiceNotActive, codeServerUnavailable, codeCallFailed, codeNoEndpoints:
+	case codeNotSupported, codeNotImplemented, codeServiceNotActive, codeServerUnavailable, codeCallFailed, codeNoEndpoints, codeCannotSupport:
 		return ErrUnavailable
 	}
 	return nil
@@ -372,15 +377,7 @@ func (e *Error) Unwrap() error {
 // is reports whether err is one of the codes.
 func is(err error, codes ...uint32) bool {
 	e, ok := errors.AsType[*Error](err)
-	if !ok {
-		return false
-	}
-	for _, c := range codes {
-		if e.Code == c {
-			return true
-		}
-	}
-	return false
+	return ok && slices.Contains(codes, e.Code)
 }
 
 // lost reports whether the session that gave err is of no more use.

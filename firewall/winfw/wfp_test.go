@@ -215,8 +215,9 @@ func TestErrors(t *testing.T) {
 		codeAccessDenied:     {"run as an administrator", false},
 		codeTimeout:          {"another program holds", false},
 		codeSublayerNotFound: {"somebody removed", false},
-		codeNotSupported:     {"FwpmEngineOpen0", true},
-		codeNoEndpoints:      {"FwpmEngineOpen0", true},
+		codeNotSupported:     {"start the service BFE", true},
+		codeNoEndpoints:      {"start the service BFE", true},
+		codeCannotSupport:    {"start the service BFE", true},
 		0x80320012 + 1:       {"0x80320013", false},
 	} {
 		err := &Error{"FwpmEngineOpen0", code}
