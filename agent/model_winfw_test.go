@@ -55,7 +55,9 @@ func (w *winMachine) Whole() bool { return w.exists && !w.broken }
 
 func (w *winMachine) Tamper(all bool) {
 	w.broken = true
-	w.platform.Delete(func(f winfw.Filter) bool { return f.Lifetime == winfw.Dynamic && all || f.Lifetime != winfw.Dynamic && f.Last != 0 })
+	w.platform.Delete(func(f winfw.Filter) bool {
+		return f.Lifetime == winfw.Dynamic && all || f.Lifetime != winfw.Dynamic && f.Last != 0
+	})
 }
 
 func (w *winMachine) Insert(d firewall.Door, _ firewall.End) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -345,39 +346,41 @@ func (b *Backend) want(had state, p firewall.Plan) map[item]bool {
 // change brings the filters from had to want. again has what holds at boot
 // written even where it seems to be there.
 func (b *Backend) change(had state, want map[item]bool, again bool) error {
-	var del, add [2][]Filter // outliving the process, and not
-	var late []Filter        // the drops of a trial: not before others stand
-	which := func(f Filter) int {
-		if f.Lifetime == Dynamic {
-			return 1
-		}
-		return 0
-	}
-	remove := func(f Filter, blocks bool) {
-		if blocks {
-			late = append(late, f)
-			return
-		}
-		del[which(f)] = append(del[which(f)], f)
-	}
+	var lasting, dynamic struct{ del, add []Filter }
+	var closed, late []Filter // openings, and the drops of a trial
 	for i := range had.items {
 		if want[i] {
 			continue
 		}
 		for _, f := range i.filters() {
-			remove(f, i.Kind == trial || i.Mode == onTrial)
+			switch {
+			case i.Kind == opening:
+				closed = append(closed, f)
+			case i.dynamic():
+				late = append(late, f)
+			default:
+				lasting.del = append(lasting.del, f)
+			}
 		}
 	}
 	for _, f := range had.strange {
-		remove(f, false)
+		if f.Lifetime == Dynamic {
+			dynamic.del = append(dynamic.del, f)
+		} else {
+			lasting.del = append(lasting.del, f)
+		}
 	}
 	for i := range want {
 		if had.items[i] && !(again && i.Mode == drop) {
 			continue
 		}
 		for _, f := range i.filters() {
-			if !had.items[i] || f.Lifetime == BootTime {
-				add[which(f)] = append(add[which(f)], f)
+			switch {
+			case had.items[i] && f.Lifetime != BootTime:
+			case f.Lifetime == Dynamic:
+				dynamic.add = append(dynamic.add, f)
+			default:
+				lasting.add = append(lasting.add, f)
 			}
 		}
 	}
@@ -385,14 +388,21 @@ func (b *Backend) change(had state, want map[item]bool, again bool) error {
 		// What stops dropping must not leave Windows Firewall wider than it was.
 		b.clearWindows()
 	}
-	if err := b.commit(true, del[1], add[1]); err != nil {
+	if len(lasting.del)+len(lasting.add) == 0 {
+		if err := b.commit(true, slices.Concat(dynamic.del, closed, late), dynamic.add); err != nil {
+			return fmt.Errorf("change openings: %w", err)
+		}
+		return nil
+	}
+	if err := b.commit(true, dynamic.del, dynamic.add); err != nil {
 		return fmt.Errorf("change openings: %w", err)
 	}
-	if err := b.commit(false, del[0], add[0]); err != nil {
-		return fmt.Errorf("change the guard: %w", err)
+	if err := b.commit(false, lasting.del, lasting.add); err != nil {
+		// What drops on trial goes on; what closes does not wait.
+		return errors.Join(fmt.Errorf("change the guard: %w", err), b.commit(true, closed, nil))
 	}
-	if err := b.commit(true, late, nil); err != nil {
-		return fmt.Errorf("end a trial: %w", err)
+	if err := b.commit(true, slices.Concat(closed, late), nil); err != nil {
+		return fmt.Errorf("close openings: %w", err)
 	}
 	return nil
 }
