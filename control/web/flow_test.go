@@ -42,7 +42,9 @@ func rule(number uint16, sources, longest string) control.PortRule {
 var tags = regexp.MustCompile(`(?s)^.*<main|<[^>]*>|\s+`)
 
 // gist is what a page says, for a test that failed.
-func gist(page string) string { return clip(strings.Join(strings.Fields(tags.ReplaceAllString(page, " ")), " "), 600) }
+func gist(page string) string {
+	return clip(strings.Join(strings.Fields(tags.ReplaceAllString(page, " ")), " "), 600)
+}
 
 // has requires that a page has all of these, and says what it has instead.
 func has(t *testing.T, page string, all ...string) {
