@@ -12,7 +12,8 @@ import (
 // JournalSocket is where systemd's journal takes entries.
 const JournalSocket = "/run/systemd/journal/socket"
 
-// Journal copies entries of the record to systemd's journal. Nobody waits for
+// Journal copies entries of the record to the log of the system: systemd's
+// journal or, on Windows, the event log. Nobody waits for
 // it: entries queue, and go by a goroutine of its own. A journal that hangs
 // holds up that goroutine alone; what does not fit into the queue meanwhile is
 // counted, and told once the journal takes entries again. The record has it in
@@ -23,8 +24,7 @@ type Journal struct {
 	// Instead takes entries while there is no journal.
 	Instead func(Entry)
 
-	socket string
-	conn   net.Conn
+	to     carrier
 	silent bool // it was said that the journal is not there or hangs
 
 	mu     sync.Mutex
@@ -36,9 +36,19 @@ type Journal struct {
 	done   chan struct{}
 }
 
+// carrier takes entries to the log of a system.
+type carrier interface {
+	// encode is an entry as the log takes it.
+	encode(Entry) []byte
+	// send sends an encoded entry. The error is os.ErrDeadlineExceeded where
+	// the log hangs; with a time to give up it waits no longer than that.
+	send(e queued, until time.Time) error
+	close()
+}
+
 type queued struct {
 	Entry
-	datagram []byte
+	encoded []byte
 }
 
 const (
@@ -49,7 +59,11 @@ const (
 // NewJournal begins to copy to the journal behind a socket. What is copied goes
 // there from the first Copy on; Close ends it.
 func NewJournal(socket string, say func(what string, err error), instead func(Entry)) *Journal {
-	j := &Journal{Say: say, Instead: instead, socket: socket, more: make(chan struct{}, 1), done: make(chan struct{})}
+	return newJournal(&journalSocket{path: socket}, say, instead)
+}
+
+func newJournal(to carrier, say func(what string, err error), instead func(Entry)) *Journal {
+	j := &Journal{Say: say, Instead: instead, to: to, more: make(chan struct{}, 1), done: make(chan struct{})}
 	go j.run()
 	return j
 }
@@ -58,7 +72,7 @@ func NewJournal(socket string, say func(what string, err error), instead func(En
 func (j *Journal) Copy(entries []Entry) {
 	j.mu.Lock()
 	for _, e := range entries {
-		d := e.datagram()
+		d := j.to.encode(e)
 		if j.size+len(d) > maxQueue {
 			if j.missed.Count++; j.missed.Count == 1 {
 				j.missed.Seq = e.Seq
@@ -80,13 +94,17 @@ func (j *Journal) Head(seq uint64, hash string) {
 	j.Copy([]Entry{e})
 }
 
-// Close sends what waits, for as long as that, and ends.
+// Close sends what waits, for as long as that, and ends; a log that answers
+// nothing at all holds it up for little longer.
 func (j *Journal) Close(wait time.Duration) {
 	j.mu.Lock()
 	j.until = time.Now().Add(wait)
 	j.mu.Unlock()
 	j.wake()
-	<-j.done
+	select {
+	case <-j.done:
+	case <-time.After(wait + journalStall):
+	}
 }
 
 func (j *Journal) wake() {
@@ -104,9 +122,7 @@ func (j *Journal) run() {
 		case ok && j.offer(item, until):
 			j.taken(item)
 		case !until.IsZero() && (!ok || !time.Now().Before(until)):
-			if j.conn != nil {
-				j.conn.Close()
-			}
+			j.to.close()
 			return
 		case !ok:
 			<-j.more
@@ -122,7 +138,7 @@ func (j *Journal) next() (item queued, until time.Time, ok bool) {
 	if j.missed.Count > 0 && j.size < maxQueue/2 {
 		e := Entry{Event: Event{Name: auditMissed, Count: j.missed.Count}}
 		e.Message = fmt.Sprintf("the journal did not take %d entries from line %d on; the record has them", j.missed.Count, j.missed.Seq)
-		return queued{e, e.datagram()}, j.until, true
+		return queued{e, j.to.encode(e)}, j.until, true
 	}
 	if len(j.queue) == 0 {
 		return queued{}, j.until, false
@@ -142,12 +158,12 @@ func (j *Journal) taken(item queued) {
 	if j.queue = j.queue[1:]; len(j.queue) == 0 {
 		j.queue = nil // what a thousand entries took is not kept for the next one
 	}
-	j.size -= len(item.datagram)
+	j.size -= len(item.encoded)
 }
 
 // offer sends an entry, and reports whether it need not be sent again.
 func (j *Journal) offer(item queued, until time.Time) bool {
-	err := j.send(item.datagram, until)
+	err := j.to.send(item, until)
 	switch {
 	case err == nil:
 		j.silent = false
@@ -168,14 +184,28 @@ func (j *Journal) say(what string, err error) {
 	}
 }
 
+// journalSocket is the socket of systemd's journal.
+type journalSocket struct {
+	path string
+	conn net.Conn
+}
+
+func (s *journalSocket) encode(e Entry) []byte { return e.datagram() }
+
+func (s *journalSocket) close() {
+	if s.conn != nil {
+		s.conn.Close()
+	}
+}
+
 // send sends a datagram, over a new connection if the old one is no good: the
 // journal was restarted.
-func (j *Journal) send(datagram []byte, until time.Time) error {
+func (s *journalSocket) send(e queued, until time.Time) error {
 	var err error
 	for range 2 {
-		if j.conn == nil {
-			if j.conn, err = net.Dial("unixgram", j.socket); err != nil {
-				j.conn = nil
+		if s.conn == nil {
+			if s.conn, err = net.Dial("unixgram", s.path); err != nil {
+				s.conn = nil
 				return err
 			}
 		}
@@ -183,14 +213,14 @@ func (j *Journal) send(datagram []byte, until time.Time) error {
 		if !until.IsZero() && until.Before(deadline) {
 			deadline = until
 		}
-		if err = j.conn.SetWriteDeadline(deadline); err == nil {
-			_, err = j.conn.Write(datagram)
+		if err = s.conn.SetWriteDeadline(deadline); err == nil {
+			_, err = s.conn.Write(e.encoded)
 		}
 		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 			return err
 		}
-		j.conn.Close()
-		j.conn = nil
+		s.conn.Close()
+		s.conn = nil
 	}
 	return err
 }
