@@ -8,8 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/jitgate/jitgate/policy"
@@ -134,7 +133,7 @@ func callUpTo[Q any](limit int64, a *Agent, f func(context.Context, caller, Q) (
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		by, _ := r.Context().Value(callerKey{}).(caller)
+		by := callerOf(r)
 		var answer any
 		var err error
 		if busy := a.do(ctx, func() { answer, err = f(ctx, by, q) }); busy != nil {
@@ -155,47 +154,25 @@ func callUpTo[Q any](limit int64, a *Agent, f func(context.Context, caller, Q) (
 	}
 }
 
-// listen opens the socket, in place of one a dead agent left. The lock on the
-// state directory has made sure that it is dead. The socket gets its name
-// only once it has its mode, so that nobody comes in between.
-func listen(path string) (*net.UnixListener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	temporary := path + ".new"
-	if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
-	}
-	l.SetUnlinkOnClose(false) // it goes by another name then
-	if err := errors.Join(os.Chmod(temporary, 0o660), os.Rename(temporary, path)); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
-}
-
 // caller is who is at the other end of a connection, as the kernel says. The
-// zero caller is unknown: the platform does not tell.
+// zero caller is unknown, and may ask for nothing that changes anything.
 type caller struct {
-	known    bool
-	uid, pid int
+	name string // as records show him; empty: unknown
+	root bool   // root; on Windows SYSTEM or an administrator
+	self bool   // the user the agent runs as
+	pid  int
 }
 
 // String is the caller as records show him.
 func (c caller) String() string {
-	if !c.known {
+	if c.name == "" {
 		return ""
 	}
-	return fmt.Sprintf("uid %d, pid %d", c.uid, c.pid)
+	return fmt.Sprintf("%s, pid %d", c.name, c.pid)
 }
 
-var errNotRoot = errors.New("only root may ask that of the agent: run this as root")
-
 func (c caller) mustBeRoot() error {
-	if !c.known || c.uid != 0 {
+	if !c.root {
 		return errNotRoot
 	}
 	return nil
@@ -204,7 +181,7 @@ func (c caller) mustBeRoot() error {
 // mustBeOfTheAgent lets the agent's own user in too, as which its service runs
 // what reloads it.
 func (c caller) mustBeOfTheAgent() error {
-	if c.known && c.uid == os.Geteuid() {
+	if c.self {
 		return nil
 	}
 	return c.mustBeRoot()
@@ -213,7 +190,16 @@ func (c caller) mustBeOfTheAgent() error {
 // callerKey is where a request's context holds who calls.
 type callerKey struct{}
 
-// withCaller notes who is behind a connection.
+// withCaller notes whom to ask for who is behind a connection.
 func withCaller(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, callerKey{}, peer(c))
+	return context.WithValue(ctx, callerKey{}, sync.OnceValue(func() caller { return peer(c) }))
+}
+
+// callerOf is who sent a request. Of a pipe that is known only once something
+// was read from it.
+func callerOf(r *http.Request) caller {
+	if who, ok := r.Context().Value(callerKey{}).(func() caller); ok {
+		return who()
+	}
+	return caller{}
 }

@@ -95,7 +95,10 @@ func (a *Agent) arm(ctx context.Context, by string, within time.Duration, own []
 	boot := a.Clock.Boot()
 	now := a.mode()
 	result := Arming{Mode: Enforce, Admitted: []Session{}, Guarded: formatPorts(a.guarded()), Denied: []Denial{}}
+	absent := a.absent()
 	switch {
+	case absent != nil:
+		return result, fmt.Errorf("not armed: %w", absent)
 	case now.Mode == Enforce && now.trial == 0:
 		return result, nil
 	case within < MinConfirm || within > MaxConfirm:
@@ -143,7 +146,10 @@ func (a *Agent) stand(ctx context.Context, next standing, event audit.Event) err
 // confirm makes a trial stand for good. Sessions it admitted stay admitted for
 // the time that was said.
 func (a *Agent) confirm(ctx context.Context, by string) error {
+	absent := a.absent()
 	switch now := a.mode(); {
+	case absent != nil:
+		return fmt.Errorf("not confirmed: %w", absent)
 	case now.Mode != Enforce:
 		return fmt.Errorf("nothing to confirm, the guard is in mode %s: run jitgate arm first", now.Mode)
 	case now.trial == 0:

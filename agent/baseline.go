@@ -58,7 +58,7 @@ func (s store) saveBaseline(want []byte) error {
 	if have, err := readFile(path, stateTerms); err == nil && bytes.Equal(have, want) {
 		return nil
 	}
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	if err := makePrivateDir(s.dir); err != nil {
 		return err
 	}
 	if err := writeFile(s.dir, baselineFile, want, true); err != nil {

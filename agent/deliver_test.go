@@ -147,7 +147,7 @@ func TestDelivering(t *testing.T) {
 	w := newWorld(t)
 	w.mustPass(0)
 	w.record.take()
-	me := caller{true, 0, os.Getpid()}
+	me := caller{name: "uid 0", root: true, pid: os.Getpid()}
 	d := Delivery{Document: "grants", Version: 7, Digest: policy.Digest{1}, From: "terminal"}
 	if err := w.delivering(t.Context(), me, d); err != nil {
 		t.Fatal(err)

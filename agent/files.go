@@ -98,15 +98,3 @@ func writeFile(dir, name string, data []byte, flush bool) error {
 	}
 	return os.Rename(temporary, filepath.Join(dir, name))
 }
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
-}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -135,7 +134,7 @@ func readInbox(dir string, k Kind) (raw []byte, byHand bool, err error) {
 // makeInbox makes the directory. The file system it is to be on may hang.
 func makeInbox(dir string) error {
 	made := make(chan error, 1)
-	go func() { made <- os.MkdirAll(dir, 0o755) }()
+	go func() { made <- makeInboxDir(dir) }()
 	select {
 	case err := <-made:
 		return err

@@ -1,13 +1,23 @@
 package agent
 
 import (
-	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/registry"
 )
 
-var programData = filepath.Join(os.Getenv("ProgramData"), "jitgate")
+// programData is where Windows says it is: the environment is whoever's starts
+// the program.
+var programData = filepath.Join(knownProgramData(), "jitgate")
+
+func knownProgramData() string {
+	path, err := windows.KnownFolderPath(windows.FOLDERID_ProgramData, windows.KF_FLAG_DEFAULT)
+	if err != nil {
+		return `C:\ProgramData`
+	}
+	return path
+}
 
 // DefaultConfig is where the settings are unless --config says otherwise.
 var DefaultConfig = filepath.Join(programData, "agent.toml")
@@ -15,7 +25,9 @@ var DefaultConfig = filepath.Join(programData, "agent.toml")
 var (
 	defaultInboxDir = filepath.Join(programData, "inbox")
 	defaultStateDir = filepath.Join(programData, "state")
-	defaultSocket   = filepath.Join(programData, "agent.sock")
+	// Only administrators make pipes below this name, so nobody else can stand
+	// in for the agent.
+	defaultSocket = `\\.\pipe\ProtectedPrefix\Administrators\jitgate`
 
 	defaultIdentityDir = filepath.Join(programData, "fetch")
 )

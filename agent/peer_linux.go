@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -24,17 +25,26 @@ func peer(c net.Conn) (who caller) {
 	}
 	_ = raw.Control(func(fd uintptr) { // unknown is all a failure means
 		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			who = caller{true, int(cred.Uid), int(cred.Pid)}
+			who = ofUID(int(cred.Uid), int(cred.Pid))
 		}
 	})
 	return who
 }
 
+func ofUID(uid, pid int) caller {
+	return caller{name: fmt.Sprintf("uid %d", uid), root: uid == 0, self: uid == os.Geteuid(), pid: pid}
+}
+
+// ownCaller is this process.
+func ownCaller() caller { return ofUID(os.Getuid(), os.Getpid()) }
+
+var errNotRoot = errors.New("only root may ask that of the agent: run this as root")
+
 // process is the name of the caller's process and the login it descends from
 // (loginuid of the audit subsystem), each empty if unknown. The caller waits
 // for an answer, so his pid is still his.
 func (c caller) process() (name, login string) {
-	if !c.known {
+	if c.name == "" {
 		return "", ""
 	}
 	dir := fmt.Sprintf("/proc/%d/", c.pid)

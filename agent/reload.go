@@ -55,7 +55,7 @@ func (a *Agent) adopt(ctx context.Context, s Settings) error {
 func (a *Agent) reloading(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), patience)
 	defer cancel()
-	by, _ := r.Context().Value(callerKey{}).(caller)
+	by := callerOf(r)
 	if err := by.mustBeOfTheAgent(); err != nil {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return

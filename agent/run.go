@@ -5,13 +5,13 @@ import (
 	"errors"
 	"io/fs"
 	"net/http"
-	"os"
 	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/jitgate/jitgate/audit"
+	"github.com/jitgate/jitgate/local"
 )
 
 // Run is the daemon: it guards until ctx ends, and then leaves the guard
@@ -42,7 +42,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	defer steps.close()
 	// First in the record, and with the first that is written to it: before the
 	// guard stands a disk is waited for once, not twice.
-	a.pending = slices.Insert(a.pending, 0, audit.Event{Name: audit.AgentStarted, Time: a.Clock.Wall(), Message: "the agent started in mode " + string(a.mode().Mode)})
+	a.pending = slices.Insert(a.pending, 0, audit.Event{Name: audit.AgentStarted, Time: a.Clock.Wall(), Message: "the agent started in mode " + string(a.toldMode())})
 	// Who waits for the guard, as a boot does, does not wait for what the first
 	// pass looks at and records after it.
 	var stop func()
@@ -55,14 +55,16 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 			ready()
 		}
 		a.Supervisor.tell(supervisorReady)
-		a.Log.Info("guarding", "ports", a.guarded(), "mode", a.mode().Mode, "firewall", a.Backend.Describe())
+		if a.absent() == nil {
+			a.Log.Info("guarding", "ports", a.guarded(), "mode", a.mode().Mode, "firewall", a.Backend.Describe())
+		}
 	})
 	defer func() {
 		if stop != nil {
 			stop()
 		}
 	}()
-	if _, err = a.Step(ctx); err != nil && !a.applied {
+	if _, err = a.Step(ctx); err != nil && !a.applied && a.absent() == nil {
 		return err
 	}
 	a.stands() // in mode off, where nothing is to stand
@@ -146,23 +148,20 @@ func (a *Agent) logProblem(before, now error) {
 }
 
 func (a *Agent) serve() (stop func(), err error) {
-	l, err := listen(a.Settings.Socket)
+	l, err := local.Listen(a.Settings.Socket)
 	if err != nil {
 		return nil, err
 	}
 	server := &http.Server{Handler: a.handler(), ConnContext: withCaller, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	go server.Serve(l) // returns when it is closed
-	return func() {
-		server.Close()
-		os.Remove(a.Settings.Socket)
-	}, nil
+	return func() { server.Close() }, nil
 }
 
 // takeDirs makes the directories and takes the state directory for this
 // process. A disk that has no room for them does not keep an agent from
 // guarding: nothing opens before its mark and its record are on it.
 func (a *Agent) takeDirs() (release func(), err error) {
-	if err := errors.Join(os.MkdirAll(a.Settings.StateDir, 0o700), makeInbox(a.Settings.InboxDir)); err != nil {
+	if err := errors.Join(makePrivateDir(a.Settings.StateDir), makeInbox(a.Settings.InboxDir)); err != nil {
 		a.Log.Error("nothing will open", "error", err)
 	}
 	unlock, err := lock(a.Settings.StateDir)
@@ -201,5 +200,5 @@ func (a *Agent) DisarmOnce(ctx context.Context, q DisarmRequest) error {
 	}
 	defer release()
 	a.Load()
-	return a.disarm(ctx, caller{true, os.Getuid(), os.Getpid()}.String(), q.mode())
+	return a.disarm(ctx, ownCaller().String(), q.mode())
 }

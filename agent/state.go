@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -166,7 +165,7 @@ func decodeState(text []byte, v any) error {
 // With flush that is durable, and so is every name given in the directory
 // before.
 func (s store) write(name string, v any, flush bool) error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	if err := makePrivateDir(s.dir); err != nil {
 		return err
 	}
 	text, err := json.MarshalIndent(v, "", "  ")
@@ -221,7 +220,7 @@ func (s store) former() []byte {
 // again at the next start. The other way round the mark would ask for a
 // document nobody has. former is the trust document of the mark on the disk.
 func (s store) save(m mark, documents [kinds][]byte, changed [kinds]bool, former []byte) error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	if err := makePrivateDir(s.dir); err != nil {
 		return err
 	}
 	if changed[Trust] && former != nil && !bytes.Equal(former, documents[Trust]) {

@@ -131,7 +131,7 @@ type DocumentStatus struct {
 func (a *Agent) snapshot(ctx context.Context) Status {
 	mode := a.mode()
 	s := Status{
-		Host: a.Settings.HostID, HostFrom: a.Settings.HostFrom, Install: a.install.id(), Mode: mode.Mode, Since: a.started.UTC(), Guarded: formatPorts(a.guarded()),
+		Host: a.Settings.HostID, HostFrom: a.Settings.HostFrom, Install: a.install.id(), Mode: a.toldMode(), Since: a.started.UTC(), Guarded: formatPorts(a.guarded()),
 		Firewall: a.Backend.Describe(), Intact: a.have.Intact,
 		Exempt: []string{},
 	}
@@ -148,7 +148,7 @@ func (a *Agent) snapshot(ctx context.Context) Status {
 		}
 	}
 	now := a.Clock.Boot()
-	if mode.trial != 0 {
+	if mode.trial != 0 && a.absent() == nil {
 		s.Trial = &TrialStatus{secondsTo(mode.trial, now), a.standing.at(a.Settings.Mode, mode.trial).Mode, append([]Session{}, a.standing.Peers...)}
 	}
 	s.Openings, s.Pending, s.Refused = a.grantStates(a.decision, a.live, a.mark.Void)

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/kardianos/service"
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/agent"
@@ -23,11 +21,12 @@ func newAgent() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "agent",
 		Short: "The daemon that guards this host",
-	}, newAgentRun(), newAgentReload(), newAgentStep(), newAgentMetrics(), newAgentLogins())
+	}, append([]*cobra.Command{newAgentRun(), newAgentReload(), newAgentStep(), newAgentMetrics(), newAgentLogins()}, agentCommands()...)...)
 }
 
 func newAgentRun() *cobra.Command {
 	var config, level string
+	var service asService
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Guard this host, in the foreground or as a service",
@@ -38,17 +37,20 @@ agent reload does.`,
 		Example: "  jitgate agent run --config /etc/jitgate/agent.toml",
 		Args:    positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			a, err := openAgent(c, config, level)
-			if err != nil {
-				return err
-			}
-			defer a.Backend.Close()
-			a.Supervisor = agent.Supervised()
-			defer toJournal(a)()
-			return runService(a)
+			return service.run(c.Context(), agentService, func(ctx context.Context, ready func()) error {
+				a, err := openAgent(c, config, level, service)
+				if err != nil {
+					return err
+				}
+				defer a.Backend.Close()
+				a.Supervisor = agent.Supervised()
+				defer toJournal(a)()
+				return runUntil(ctx, a, ready)
+			})
 		},
 	}
 	configFlag(c, &config)
+	service.flag(c)
 	c.Flags().StringVar(&level, "log-level", "info", "error, warn, info or debug")
 	return c
 }
@@ -57,16 +59,23 @@ func configFlag(c *cobra.Command, config *string) {
 	c.Flags().StringVar(config, "config", agent.DefaultConfig, "the agent's settings")
 }
 
-func openAgent(c *cobra.Command, config, level string) (*agent.Agent, error) {
+// agentService and fetchService are the names of the two processes of a host
+// where services have names.
+const (
+	agentService = "jitgate"
+	fetchService = "jitgate-fetch"
+)
+
+func openAgent(c *cobra.Command, config, level string, service asService) (*agent.Agent, error) {
+	if hclog.LevelFromString(level) == hclog.NoLevel {
+		return nil, usagef("--log-level %q is not error, warn, info or debug", level)
+	}
+	log := service.logTo(c, hclog.LevelFromString(level))
 	settings, err := agent.LoadSettings(config)
 	if err != nil {
 		return nil, err
 	}
-	if hclog.LevelFromString(level) == hclog.NoLevel {
-		return nil, usagef("--log-level %q is not error, warn, info or debug", level)
-	}
-	log := hclog.New(&hclog.LoggerOptions{Name: "jitgate", Level: hclog.LevelFromString(level), Output: c.ErrOrStderr()})
-	backend, err := agent.OpenBackend(func(err error) { log.Warn("the guard stands, but not all is as it should be", "error", err) })
+	backend, err := openFirewall(func(err error) { log.Warn("the guard stands, but not all is as it should be", "error", err) })
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +104,7 @@ func toJournal(a *agent.Agent) (end func()) {
 	if !ok {
 		return func() {}
 	}
-	journal := audit.NewJournal(audit.JournalSocket,
+	journal := systemLog(
 		func(what string, err error) { a.Log.Warn(what, "error", err) },
 		func(e audit.Entry) { a.Log.Info(audit.Plain(e.Message), eventArgs(e)...) })
 	record.Copy, a.Heads = journal.Copy, journal.Head
@@ -113,80 +122,38 @@ func eventArgs(e audit.Entry) []any {
 	return args
 }
 
-// program is the agent as kardianos/service sees it.
-type program struct {
-	agent  *agent.Agent
-	cancel context.CancelFunc
-	done   chan struct{}
-	err    error
-}
-
-// Start must not block: the service manager waits for it.
-func (p *program) Start(service.Service) error {
-	ctx, cancel := context.WithCancel(context.Background())
-	p.cancel = cancel
+// runUntil runs the agent until somebody ends it. SIGHUP has it read its settings
+// again.
+func runUntil(ctx context.Context, a *agent.Agent, ready func()) error {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, syscall.SIGHUP)
+	defer signal.Stop(again)
 	go func() {
-		defer close(p.done)
-		p.err = p.agent.Run(ctx, nil)
-		if p.err != nil && !service.Interactive() && service.Platform() == "windows-service" {
-			// Nothing else tells the Windows service manager.
-			p.agent.Log.Error("the agent failed", "error", p.err)
-			os.Exit(exitFailed)
+		for {
+			select {
+			case <-again:
+				reload(ctx, a)
+			case <-ctx.Done():
+				return
+			}
 		}
 	}()
-	return nil
-}
-
-func (p *program) Stop(service.Service) error {
-	p.cancel()
-	<-p.done
-	return nil
-}
-
-// wait returns when the service manager wants the program to stop, or when it
-// has stopped by itself.
-func (p *program) wait() {
-	signals, again := make(chan os.Signal, 1), make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	signal.Notify(again, syscall.SIGHUP)
-	defer signal.Stop(signals)
-	defer signal.Stop(again)
-	for {
-		select {
-		case <-again:
-			go p.reload()
-		case <-signals:
-			return
-		case <-p.done:
-			return
-		}
-	}
+	return a.Run(ctx, ready)
 }
 
 // reload has the agent read its settings again. It logs what comes of it.
-func (p *program) reload() {
-	ctx, cancel := context.WithTimeout(context.Background(), reloadPatience)
+func reload(ctx context.Context, a *agent.Agent) {
+	ctx, cancel := context.WithTimeout(ctx, reloadPatience)
 	defer cancel()
-	if err := p.agent.Reload(ctx); err != nil {
-		p.agent.Log.Error("the settings stay as they are", "error", err)
+	if err := a.Reload(ctx); err != nil {
+		a.Log.Error("the settings stay as they are", "error", err)
 	}
 }
 
 // reloadPatience is how long a SIGHUP waits for a pass to end.
 const reloadPatience = 10 * time.Second
-
-func runService(a *agent.Agent) error {
-	p := &program{agent: a, done: make(chan struct{})}
-	s, err := service.New(p, &service.Config{
-		Name: "jitgate", DisplayName: "jitgate agent", Description: "Just-in-time access to management ports",
-		Arguments: []string{"agent", "run"},
-		Option:    service.KeyValue{"RunWait": p.wait},
-	})
-	if err != nil {
-		return fmt.Errorf("service: %w", err)
-	}
-	return errors.Join(s.Run(), p.err)
-}
 
 func newAgentReload() *cobra.Command {
 	var config string
@@ -217,7 +184,7 @@ changes nothing; that also works beside a running agent.`,
 		Example: "  jitgate agent step --dry-run",
 		Args:    positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			a, err := openAgent(c, config, "error")
+			a, err := openAgent(c, config, "error", asService{})
 			if err != nil {
 				return err
 			}

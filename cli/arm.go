@@ -152,7 +152,7 @@ It works without a running agent too.`,
 
 // disarmAlone does what a running agent would.
 func disarmAlone(c *cobra.Command, config string, request agent.DisarmRequest) error {
-	a, err := openAgent(c, config, "error")
+	a, err := openAgent(c, config, "error", asService{})
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/jitgate/jitgate/agent"
 	"github.com/jitgate/jitgate/audit"
+	"github.com/jitgate/jitgate/local"
 )
 
 func newAudit() *cobra.Command {
@@ -150,7 +151,7 @@ func recordOfAgent(ctx context.Context, config string, take func(audit.Line) err
 	}
 	client := http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", settings.Socket)
+			return local.Dial(ctx, settings.Socket)
 		},
 	}}
 	defer client.CloseIdleConnections()

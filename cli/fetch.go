@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/signal"
@@ -15,6 +16,7 @@ import (
 
 func newFetch() *cobra.Command {
 	var config, level string
+	var service asService
 	c := &cobra.Command{
 		Use:   "fetch",
 		Short: "Bring documents from the control plane to the agent's inbox",
@@ -30,31 +32,41 @@ host first with jitgate enroll.`,
 		Example: "  jitgate fetch --config /etc/jitgate/agent.toml",
 		Args:    positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			settings, err := agent.LoadSettings(config)
-			if err != nil {
-				return err
-			}
-			if c := settings.Control; c == nil || c.URL == "" && len(c.Fallback) == 0 {
-				return errors.New("the table [control] of the settings says nowhere where documents come from: jitgate enroll writes its url, or add a fallback")
-			}
-			if hclog.LevelFromString(level) == hclog.NoLevel {
-				return usagef("--log-level %q is not error, warn, info or debug", level)
-			}
-			ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
-			defer stop()
-			return fetcher(c, settings, level).Run(ctx)
+			return service.run(c.Context(), fetchService, func(ctx context.Context, ready func()) error {
+				return fetchUntil(ctx, c, config, level, service, ready)
+			})
 		},
 	}
 	configFlag(c, &config)
 	c.Flags().StringVar(&level, "log-level", "info", "error, warn, info or debug")
+	service.flag(c)
 	return c
 }
 
-func fetcher(c *cobra.Command, s agent.Settings, level string) *fetch.Fetcher {
+func fetchUntil(ctx context.Context, c *cobra.Command, config, level string, service asService, ready func()) error {
+	if hclog.LevelFromString(level) == hclog.NoLevel {
+		return usagef("--log-level %q is not error, warn, info or debug", level)
+	}
+	log := service.logTo(c, hclog.LevelFromString(level))
+	settings, err := agent.LoadSettings(config)
+	if err != nil {
+		return err
+	}
+	if ready != nil {
+		ready()
+	}
+	if c := settings.Control; c == nil || c.URL == "" && len(c.Fallback) == 0 {
+		if ready != nil { // a service that has nothing to do ends in good order
+			log.Info("the table [control] of the settings says nowhere where documents come from: jitgate enroll writes its url")
+			return nil
+		}
+		return errors.New("the table [control] of the settings says nowhere where documents come from: jitgate enroll writes its url, or add a fallback")
+	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	return fetch.New(fetch.Config{
-		URL: s.Control.URL, CA: s.Control.CA, IdentityDir: s.Control.IdentityDir, Proxy: s.Control.Proxy,
-		Fallback: s.Control.Fallback, PollInterval: s.Control.PollInterval,
-		InboxDir: s.InboxDir, Socket: s.Socket, Version: version,
-		Log: hclog.New(&hclog.LoggerOptions{Name: "jitgate", Level: hclog.LevelFromString(level), Output: c.ErrOrStderr()}),
-	})
+		URL: settings.Control.URL, CA: settings.Control.CA, IdentityDir: settings.Control.IdentityDir, Proxy: settings.Control.Proxy,
+		Fallback: settings.Control.Fallback, PollInterval: settings.Control.PollInterval,
+		InboxDir: settings.InboxDir, Socket: settings.Socket, Version: version, Log: log,
+	}).Run(ctx)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/local"
 )
 
 func newAgentMetrics() *cobra.Command {
@@ -54,7 +55,7 @@ const (
 func offerMetrics(ctx context.Context, l net.Listener, socket string) error {
 	client := http.Client{Timeout: metricsPatience, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+			return local.Dial(ctx, socket)
 		},
 		DisableKeepAlives: true,
 	}}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/local"
 )
 
 // errNoAgent says that nobody answers on the agent's socket.
@@ -34,7 +35,7 @@ func callAgent(ctx context.Context, config, method, path string, in, out any) er
 	}
 	client := http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", settings.Socket)
+			return local.Dial(ctx, settings.Socket)
 		},
 		DisableKeepAlives: true,
 	}}

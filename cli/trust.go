@@ -258,14 +258,18 @@ func writePin(c *cobra.Command, path string, pin policy.Digest) error {
 }
 
 func setPin(text string, pin policy.Digest) string {
-	line := fmt.Sprintf("trust_pin = %q", pin)
+	return setTop(text, pinLine, fmt.Sprintf("trust_pin = %q", pin))
+}
+
+// setTop replaces a line above all tables, or adds it there.
+func setTop(text string, is *regexp.Regexp, line string) string {
 	// Names after the first table header belong to that table.
 	top, tables := text, ""
 	if at := tableLine.FindStringIndex(text); at != nil {
 		top, tables = text[:at[0]], text[at[0]:]
 	}
-	if pinLine.MatchString(top) {
-		return pinLine.ReplaceAllLiteralString(top, line) + tables
+	if is.MatchString(top) {
+		return is.ReplaceAllLiteralString(top, line) + tables
 	}
 	if top != "" && !strings.HasSuffix(top, "\n") {
 		top += "\n"

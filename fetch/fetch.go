@@ -95,7 +95,7 @@ func New(c Config) *Fetcher {
 	if c.Host != nil {
 		f.keys, f.inbox.dir, f.agent = c.Host.Identity, c.Host.Inbox, c.Host.Agent
 	} else {
-		f.keys, f.inbox.dir, f.agent = disk(c.IdentityDir), disk(c.InboxDir), newLocal(c.Socket)
+		f.keys, f.inbox.dir, f.agent = disk(c.IdentityDir), disk(c.InboxDir), newGuard(c.Socket)
 	}
 	return f
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jitgate/jitgate/local"
 	"github.com/jitgate/jitgate/policy"
 	"github.com/jitgate/jitgate/uplink"
 )
@@ -24,15 +25,17 @@ type Agent interface {
 	Events(ctx context.Context, after uint64, wait time.Duration) (lines [][]byte, head uplink.Head, err error)
 }
 
-// local is the agent on this host, behind its socket.
-type local struct {
+// guard is the agent on this host, behind its socket.
+type guard struct {
 	client *http.Client
 }
 
-func newLocal(socket string) local {
-	return local{&http.Client{Transport: &http.Transport{
+func newGuard(socket string) guard {
+	return guard{&http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", socket)
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			return local.Dial(ctx, socket)
 		},
 		MaxIdleConnsPerHost: 2, IdleConnTimeout: 30 * time.Second,
 	}}}
@@ -41,7 +44,7 @@ func newLocal(socket string) local {
 // maxStatus bounds what is read of the agent's answers, in bytes.
 const maxStatus = 8 << 20
 
-func (l local) get(ctx context.Context, path string) (http.Header, []byte, error) {
+func (l guard) get(ctx context.Context, path string) (http.Header, []byte, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
 	if err != nil {
 		return nil, nil, err
@@ -102,7 +105,7 @@ func (s Status) of(t policy.Type) StatusDocument {
 }
 
 // Status implements Agent.
-func (l local) Status(ctx context.Context) (s Status, err error) {
+func (l guard) Status(ctx context.Context) (s Status, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	_, text, err := l.get(ctx, "/v1/status")
@@ -113,7 +116,7 @@ func (l local) Status(ctx context.Context) (s Status, err error) {
 }
 
 // Events implements Agent.
-func (l local) Events(ctx context.Context, after uint64, wait time.Duration) (lines [][]byte, head uplink.Head, err error) {
+func (l guard) Events(ctx context.Context, after uint64, wait time.Duration) (lines [][]byte, head uplink.Head, err error) {
 	ctx, cancel := context.WithTimeout(ctx, wait+15*time.Second)
 	defer cancel()
 	header, text, err := l.get(ctx, fmt.Sprintf("/v1/events?after=%d&wait=%d", after, int(wait/time.Second)))
