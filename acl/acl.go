@@ -2,8 +2,8 @@
 // and mode, which decide that elsewhere.
 //
 // Judge decides over a plain description, on every platform. Reading that
-// description from what is open, and making directories that pass, is all that
-// touches Windows.
+// description from what is open, and making directories that pass and that are
+// durable, is all that touches Windows.
 package acl
 
 import (

@@ -148,3 +148,21 @@ func Protect(path, list string) error {
 	}
 	return nil
 }
+
+// SyncDir makes names given in a directory durable, where its file system can.
+func SyncDir(dir string) error {
+	name, err := windows.UTF16PtrFromString(dir)
+	if err != nil {
+		return &fs.PathError{Op: "sync", Path: dir, Err: err}
+	}
+	h, err := windows.CreateFile(name, windows.FILE_WRITE_DATA, windows.FILE_SHARE_READ|windows.FILE_SHARE_WRITE|windows.FILE_SHARE_DELETE, nil,
+		windows.OPEN_EXISTING, windows.FILE_FLAG_BACKUP_SEMANTICS, 0)
+	if err != nil {
+		return &fs.PathError{Op: "sync", Path: dir, Err: err}
+	}
+	defer windows.CloseHandle(h)
+	if err := windows.FlushFileBuffers(h); err != nil && !errors.Is(err, windows.ERROR_INVALID_FUNCTION) {
+		return &fs.PathError{Op: "sync", Path: dir, Err: err}
+	}
+	return nil
+}

@@ -121,20 +121,5 @@ func makePrivateDir(path string) error { return acl.MakeDir(path, acl.Private) }
 // makeInboxDir makes a directory that the fetcher may write to.
 func makeInboxDir(path string) error { return acl.MakeDir(path, acl.Delivered) }
 
-// syncDir makes names given in a directory durable, where its file system can.
-func syncDir(dir string) error {
-	name, err := windows.UTF16PtrFromString(dir)
-	if err != nil {
-		return &fs.PathError{Op: "sync", Path: dir, Err: err}
-	}
-	h, err := windows.CreateFile(name, windows.FILE_WRITE_DATA, windows.FILE_SHARE_READ|windows.FILE_SHARE_WRITE|windows.FILE_SHARE_DELETE, nil,
-		windows.OPEN_EXISTING, windows.FILE_FLAG_BACKUP_SEMANTICS, 0)
-	if err != nil {
-		return &fs.PathError{Op: "sync", Path: dir, Err: err}
-	}
-	defer windows.CloseHandle(h)
-	if err := windows.FlushFileBuffers(h); err != nil && !errors.Is(err, windows.ERROR_INVALID_FUNCTION) {
-		return &fs.PathError{Op: "sync", Path: dir, Err: err}
-	}
-	return nil
-}
+// syncDir makes names given in a directory durable.
+func syncDir(dir string) error { return acl.SyncDir(dir) }

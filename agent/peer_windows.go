@@ -94,6 +94,10 @@ func ownCaller() caller {
 	return <-answer
 }
 
+// Administers reports whether this process acts for SYSTEM or an administrator
+// who has elevated.
+func Administers() bool { return ownCaller().root }
+
 var errNotRoot = errors.New("only an administrator may ask that of the agent: run this in a prompt opened as administrator")
 
 // process is the name of the caller's program. He waits for an answer, so his

@@ -29,3 +29,5 @@ func openRecord(path string) (*os.File, error) {
 	}
 	return f, nil
 }
+
+func syncDir(dir string) error { return acl.SyncDir(dir) }

@@ -31,7 +31,7 @@ at an earlier time, is changed. The same command again does no harm.`,
 		Example: "  jitgate agent setup --host-id win1 --control-url https://control.example.net",
 		Args:    positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if !windows.GetCurrentProcessToken().IsElevated() {
+			if !agent.Administers() {
 				return errNotElevated
 			}
 			if err := agent.SettleDirs(); err != nil {
@@ -134,21 +134,26 @@ func configureService(m *mgr.Mgr, name string) error {
 	}
 	defer s.Close()
 	again := []mgr.RecoveryAction{{Type: mgr.ServiceRestart, Delay: time.Second}}
-	if err := s.SetRecoveryActions(again, uint32((24*time.Hour)/time.Second)); err != nil {
+	if err := s.SetRecoveryActions(again, uint32((24*time.Hour)/time.Second)); err != nil && !notKnown(err) {
 		return fmt.Errorf("recovery actions: %w", err)
 	}
 	// An end with an error counts as a failure, not only a crash.
-	if err := s.SetRecoveryActionsOnNonCrashFailures(true); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+	if err := s.SetRecoveryActionsOnNonCrashFailures(true); err != nil && !notKnown(err) {
 		return fmt.Errorf("recovery actions: %w", err)
 	}
 	if name == fetchService {
 		kind := uint32(windows.SERVICE_SID_TYPE_UNRESTRICTED)
 		err := windows.ChangeServiceConfig2(s.Handle, windows.SERVICE_CONFIG_SERVICE_SID_INFO, (*byte)(unsafe.Pointer(&kind)))
-		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		if err != nil && !notKnown(err) {
 			return fmt.Errorf("name in access lists: %w", err)
 		}
 	}
 	return nil
+}
+
+// notKnown reports whether a service manager lacks a setting, as Wine's does.
+func notKnown(err error) bool {
+	return errors.Is(err, windows.ERROR_INVALID_LEVEL) || errors.Is(err, errors.ErrUnsupported)
 }
 
 // newAgentRemove is what the installer runs before the program goes.
@@ -164,7 +169,7 @@ nothing, while the guard cannot be taken away.`,
 		Example: "  jitgate agent remove --keep-data",
 		Args:    positional(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if !windows.GetCurrentProcessToken().IsElevated() {
+			if !agent.Administers() {
 				return errNotElevated
 			}
 			if err := unguard(c.Context()); err != nil {
