@@ -15,10 +15,10 @@ export GOFLAGS = -buildvcs=false
 export PATH := $(shell ./setup.sh path):$(PATH)
 GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
 
-.PHONY: help setup build test model race fuzz bench demo play screenshots lint cross check package pkglint repo e2e clean
+.PHONY: help setup build test model race fuzz bench demo play screenshots lint cross check package msi pkglint repo e2e e2e-wine clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 setup: ## install what the other targets need (Go, nftables, sshd, PostgreSQL, Node, …)
 	@./setup.sh
@@ -63,13 +63,18 @@ cross: setup ## build for linux amd64 and arm64, and the agent for windows amd64
 	GOOS=linux   GOARCH=arm64 $(GO_BUILD) -o dist/jitgate-linux-arm64 .
 	GOOS=linux   GOARCH=amd64 $(GO_BUILD) -o dist/jitgate-control-linux-amd64 ./cmd/jitgate-control
 	GOOS=linux   GOARCH=arm64 $(GO_BUILD) -o dist/jitgate-control-linux-arm64 ./cmd/jitgate-control
-	GOOS=windows GOARCH=amd64 $(GO_BUILD) -o dist/jitgate-windows-amd64.exe .
+	@VERSION="$(VERSION)" ./packaging/windows/build.sh $(GO_BUILD) -o dist/jitgate-windows-amd64.exe .
 
 check: lint cross test race demo ## what CI runs
 
 package: cross ## the programs as archives, deb and rpm in dist/
 	@./packaging/archive.sh dist
 	@./packaging/package.sh dist $(VERSION)
+
+msi: setup ## the installer for Windows in dist/, signed with CERT and KEY if given
+	@mkdir -p dist
+	@VERSION="$(VERSION)" ./packaging/windows/build.sh $(GO_BUILD) -o dist/jitgate-windows-amd64.exe .
+	@./packaging/windows/msi.sh dist $(VERSION)
 
 pkglint: package ## hold the packages against lintian and rpmlint
 	@./packaging/lint.sh dist/*.deb dist/*.rpm
@@ -79,6 +84,9 @@ repo: package ## signed repositories for apt and dnf in dist/repo, with KEY as g
 
 e2e: build ## the installed host: the packages on machines that boot
 	go test -timeout 30m -count=1 -v -run 'TestInstalled|TestBoots|TestProvision|TestPackages|TestRepository' ./e2e
+
+e2e-wine: setup ## the installer and the program under Wine, which has no firewall: see docs/windows.md
+	JITGATE_WINE=1 go test -timeout 20m -count=1 -v -run 'TestWine' ./e2e
 
 clean: ## remove what was built
 	rm -rf bin dist

@@ -55,6 +55,10 @@ need createrepo_c createrepo-c
 need gpg gpg
 need gpg-agent gpg-agent
 need zbarimg zbar-tools
+need wixl wixl
+need msibuild msitools
+need osslsigncode osslsigncode
+need faketime faketime
 need curl curl
 need openssl openssl
 need setpriv util-linux

@@ -60,7 +60,8 @@ var mayImport = map[string][]string{
 	"control/web":             {"control", "control/identity", "policy", "signin"},
 	"cmd/jitgate-control":     {"cli", "control", "control/agents", "control/api", "control/azure", "control/identity", "control/signer", "control/signer/keyvault", "control/store", "control/web", "policy"},
 
-	"packaging/manual": {},
+	"packaging/manual":           {},
+	"packaging/windows/resource": {"audit"},
 
 	"e2e":         {},
 	"bench/fleet": {"audit", "control", "control/signer", "control/store", "fetch", "policy", "uplink"},
