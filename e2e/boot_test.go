@@ -29,12 +29,29 @@ import (
 // command) is not for it.
 type booted struct {
 	*host
+	platform
+}
+
+// platform is what a machine boots on.
+type platform interface {
+	// powerOn boots the machine for the first time, with files, by their path,
+	// over its root directory.
+	powerOn(files map[string]string)
+	bootAgain()
+	try(words ...string) (string, error) // runs a command in the machine
+	write(path, text string)
+	read(path string) string
+}
+
+// container is a machine on this kernel.
+type container struct {
+	*host
 	name string
 	init *exec.Cmd // boot.sh
 }
 
 // patienceToBoot bounds what a machine does: a boot, an installation.
-const patienceToBoot = 3 * time.Minute
+const patienceToBoot = 10 * time.Minute
 
 // bootable is the root directory of every such machine.
 var bootable = sync.OnceValues(func() (string, error) {
@@ -60,54 +77,47 @@ func newBooted(t *testing.T) *booted {
 		}
 		t.Fatal(err)
 	}
-	b := &booted{
-		host: &host{t: t, vm: newNamespace(t), outside: newNamespace(t), realm: newRealm(t, "acme"), dir: t.TempDir()},
-		name: fmt.Sprintf("jitgate-%d-%d", os.Getpid(), machines.Add(1)),
-	}
-	connect(t, b.vm, b.outside)
-	return b
+	h := &host{t: t, vm: newNamespace(t), outside: newNamespace(t), realm: newRealm(t, "acme"), dir: t.TempDir()}
+	connect(t, h.vm, h.outside)
+	return &booted{h, &container{host: h, name: fmt.Sprintf("jitgate-%d-%d", os.Getpid(), machines.Add(1))}}
 }
 
-// powerOn boots the machine for the first time, with files, by their path,
-// over its root directory.
-func (b *booted) powerOn(files map[string]string) {
-	b.t.Helper()
+func (c *container) powerOn(files map[string]string) {
+	c.t.Helper()
 	root, err := bootable()
-	err = errors.Join(err, os.Mkdir(b.path("files"), 0o755), os.Mkdir(b.path("at"), 0o755))
+	err = errors.Join(err, os.Mkdir(c.path("files"), 0o755), os.Mkdir(c.path("at"), 0o755))
 	for path, text := range files {
-		err = errors.Join(err, os.MkdirAll(filepath.Dir(b.path("files", path)), 0o755), os.WriteFile(b.path("files", path), []byte(text), 0o644))
+		err = errors.Join(err, os.MkdirAll(filepath.Dir(c.path("files", path)), 0o755), os.WriteFile(c.path("files", path), []byte(text), 0o644))
 	}
 	if err != nil {
-		b.t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	console, err := os.Create(b.path("console"))
+	console, err := os.Create(c.path("console"))
 	if err != nil {
-		b.t.Fatal(err)
+		c.t.Fatal(err)
 	}
 	defer console.Close()
-	b.init = exec.Command("sh", "testdata/machine/boot.sh", b.name, root, b.path("files"), b.path("at"))
-	b.init.Stdout, b.init.Stderr = console, console
-	b.init.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
-	b.vm.do(func() { err = b.init.Start() })
+	c.init = exec.Command("sh", "testdata/machine/boot.sh", c.name, root, c.path("files"), c.path("at"))
+	c.init.Stdout, c.init.Stderr = console, console
+	c.init.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
+	c.vm.do(func() { err = c.init.Start() })
 	if err != nil {
-		b.t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	b.t.Cleanup(func() {
-		b.init.Process.Kill()
-		b.init.Wait()
-		b.sweep()
-		if b.t.Failed() {
-			b.t.Logf("the end of the machine's console:\n%s", lastLines(b.path("console")))
-		}
+	c.t.Cleanup(func() {
+		c.keepLogs(c)
+		c.init.Process.Kill()
+		c.init.Wait()
+		c.sweep()
 	})
-	b.up()
+	boots(c.t, c)
 }
 
 // sweep removes what the machine leaves outside its namespaces.
-func (b *booted) sweep() {
+func (c *container) sweep() {
 	for _, tree := range []string{"systemd", "unified", "."} {
 		var groups []string
-		filepath.WalkDir(filepath.Join("/sys/fs/cgroup", tree, b.name), func(path string, d fs.DirEntry, err error) error {
+		filepath.WalkDir(filepath.Join("/sys/fs/cgroup", tree, c.name), func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
 				groups = append(groups, path)
 			}
@@ -115,15 +125,15 @@ func (b *booted) sweep() {
 		})
 		slices.Reverse(groups)
 		for _, g := range groups {
-			until(b.t, patience, g+" should go", func() bool { return !errors.Is(os.Remove(g), unix.EBUSY) })
+			until(c.t, patience, g+" should go", func() bool { return !errors.Is(os.Remove(g), unix.EBUSY) })
 		}
 	}
-	os.RemoveAll(filepath.Join("/run/systemd/nspawn/propagate", b.name))
+	os.RemoveAll(filepath.Join("/run/systemd/nspawn/propagate", c.name))
 }
 
 // leader is the machine's systemd as it is seen from here, or 0.
-func (b *booted) leader() int {
-	for pid := b.init.Process.Pid; ; {
+func (c *container) leader() int {
+	for pid := c.init.Process.Pid; ; {
 		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 		if err != nil {
 			return 0
@@ -141,22 +151,41 @@ func (b *booted) leader() int {
 	}
 }
 
-// up waits until the machine has booted.
-func (b *booted) up() {
-	b.t.Helper()
+// boots waits until a machine has booted.
+func boots(t *testing.T, p platform) {
+	t.Helper()
 	state := ""
-	until(b.t, patienceToBoot, "the machine should boot", func() bool {
-		if b.leader() == 0 {
-			return false
-		}
+	until(t, patienceToBoot, "the machine should boot", func() bool {
 		// It ends with 1 for a machine that runs but for a unit that failed.
-		state, _ = b.try("systemctl", "is-system-running", "--wait")
+		state, _ = p.try("systemctl", "is-system-running", "--wait")
 		state = strings.TrimSpace(state)
 		return state == "running" || state == "degraded"
 	})
 	if state == "degraded" {
-		b.t.Logf("%s: failed units: %s", b.name, b.run("systemctl", "--failed", "--no-legend", "--plain"))
+		failed, _ := p.try("systemctl", "--failed", "--no-legend", "--plain")
+		t.Logf("failed units: %s", failed)
 	}
+}
+
+// keepLogs keeps, beyond a test that failed, what the console of its machine
+// says and what its journal does, and says where.
+func (h *host) keepLogs(p platform) {
+	h.t.Helper()
+	if !h.t.Failed() {
+		return
+	}
+	dir := os.Getenv("JITGATE_LOGS")
+	if dir == "" {
+		dir = filepath.Join(os.TempDir(), "jitgate-logs")
+	}
+	name := filepath.Join(dir, strings.ReplaceAll(h.t.Name(), "/", "-"))
+	journal, unread := p.try("journalctl", "--no-pager", "-o", "short-precise")
+	console, err := os.ReadFile(h.path("console"))
+	err = errors.Join(unread, err, os.MkdirAll(dir, 0o755), os.WriteFile(name+"-journal.log", []byte(journal), 0o644), os.WriteFile(name+"-console.log", console, 0o644))
+	if err != nil {
+		h.t.Log(err)
+	}
+	h.t.Logf("the end of the machine's console:\n%s\nkept: %s-journal.log, %[2]s-console.log", lastLines(h.path("console")), name)
 }
 
 // noCycles requires that systemd found no cycle in the order of units, in any
@@ -172,17 +201,6 @@ func (b *booted) noCycles() {
 			b.t.Errorf("systemd finds an ordering cycle: %s", line)
 		}
 	}
-}
-
-// reboot restarts the machine, and waits until it can be spoken to again.
-func (b *booted) reboot() {
-	b.t.Helper()
-	before := b.leader()
-	b.try("systemctl", "reboot", "--no-block") // which may end the one who asks
-	// None is no sign that it is down: one that is looked for may be missed.
-	until(b.t, patienceToBoot, "the machine should restart", func() bool { now := b.leader(); return now != 0 && now != before })
-	b.up()
-	b.reachable()
 }
 
 // reachable waits until what nobody guards answers on both families. Who was
@@ -216,15 +234,38 @@ func (b *booted) runs(unit string) {
 	})
 }
 
-// try runs a command in the machine.
-func (b *booted) try(words ...string) (string, error) {
+func (c *container) bootAgain() {
+	c.t.Helper()
+	before := c.leader()
+	c.try("systemctl", "reboot", "--no-block") // which may end the one who asks
+	// None is no sign that it is down: one that is looked for may be missed.
+	until(c.t, patienceToBoot, "the machine should restart", func() bool { now := c.leader(); return now != 0 && now != before })
+	boots(c.t, c)
+}
+
+// environment is that of a command in a machine.
+var environment = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}
+
+func (c *container) try(words ...string) (string, error) {
+	leader := c.leader()
+	if leader == 0 {
+		return "", errors.New("the machine is down")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), patienceToBoot)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--target", fmt.Sprint(b.leader()), "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd", "--",
-		"env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}, words...)...)
+	inside := []string{"--target", fmt.Sprint(leader), "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd", "--"}
+	cmd := exec.CommandContext(ctx, "nsenter", append(inside, words...)...)
+	cmd.Env = environment
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	return string(out), err
+}
+
+// reboot restarts the machine, and waits until it can be spoken to again.
+func (b *booted) reboot() {
+	b.t.Helper()
+	b.bootAgain()
+	b.reachable()
 }
 
 // run runs a command that must succeed.
@@ -247,26 +288,25 @@ func (b *booted) fails(why string, words ...string) string {
 	return out
 }
 
-// write writes a file of the machine, and read reads one.
-func (b *booted) write(path, text string) {
-	b.t.Helper()
-	if err := os.WriteFile(b.inside(path), []byte(text), 0o644); err != nil {
-		b.t.Fatal(err)
+func (c *container) write(path, text string) {
+	c.t.Helper()
+	if err := os.WriteFile(c.inside(path), []byte(text), 0o644); err != nil {
+		c.t.Fatal(err)
 	}
 }
 
-func (b *booted) read(path string) string {
-	b.t.Helper()
-	text, err := os.ReadFile(b.inside(path))
+func (c *container) read(path string) string {
+	c.t.Helper()
+	text, err := os.ReadFile(c.inside(path))
 	if err != nil {
-		b.t.Fatal(err)
+		c.t.Fatal(err)
 	}
 	return string(text)
 }
 
 // inside is where a file of the machine is seen from here.
-func (b *booted) inside(path string) string {
-	return filepath.Join("/proc", fmt.Sprint(b.leader()), "root", path)
+func (c *container) inside(path string) string {
+	return filepath.Join("/proc", fmt.Sprint(c.leader()), "root", path)
 }
 
 // becomes waits until the agent says of itself what it should.
