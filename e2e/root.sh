@@ -18,8 +18,12 @@ make_root() {
 	fi
 	cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/jitgate
 	root=$cache/$name-$suite-$hash
+	if [ -d "$root" ]; then
+		echo "$root"
+		return
+	fi
 	mkdir -p "$cache"
-	exec 9>"$cache/$name.lock"
+	exec 9>"$root.lock"
 	flock 9 # one makes it, others wait for it
 	if [ ! -d "$root" ]; then
 		# The mirror this machine's own apt uses.

@@ -88,13 +88,13 @@ pack() {
 	done
 }
 
-stage jitgate .
-for arch; do
-	pack jitgate "$arch"
-done
-if [ -e "$dist/jitgate-control-linux-$1" ]; then
-	stage jitgate-control ./cmd/jitgate-control
+for name in jitgate jitgate-control; do
+	[ -e "$dist/$name-linux-$1" ] || continue
+	case $name in
+	jitgate) stage $name . ;;
+	*) stage $name ./cmd/$name ;;
+	esac
 	for arch; do
-		pack jitgate-control "$arch"
+		pack $name "$arch"
 	done
-fi
+done
