@@ -8,11 +8,11 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,22 +48,31 @@ func (b *booted) install(name string) string {
 // newInstalled makes one. The policy cuts sessions at the end of a grant.
 func newInstalled(t *testing.T, packages ...string) *installed {
 	t.Helper()
-	m := &installed{booted: newBooted(t)}
-	files := map[string]string{}
-	for path, text := range plugged {
-		files[path] = text
-	}
+	return newPlugged(t).withPackages(maps.Clone(plugged), packages...)
+}
+
+// newPlugged prepares a machine for what is plugged.
+func newPlugged(t *testing.T) *booted {
+	t.Helper()
+	b := newBooted(t)
+	// An unplugged cable keeps its addresses.
+	b.vm.run(t, "sysctl", "-qw", "net.ipv6.conf.all.keep_addr_on_down=1", "net.ipv6.conf.v0.keep_addr_on_down=1", "net.ipv6.conf.v0.accept_dad=0")
+	return b
+}
+
+// withPackages boots a machine with packages in the home of its root, whom ssh
+// lets in.
+func (b *booted) withPackages(files map[string]string, packages ...string) *installed {
+	b.t.Helper()
 	for _, version := range packages {
-		name, content := deb(t, version)
+		name, content := deb(b.t, version)
 		files["/root/"+name] = string(content)
 	}
-	// An unplugged cable keeps its addresses.
-	m.vm.run(t, "sysctl", "-qw", "net.ipv6.conf.all.keep_addr_on_down=1", "net.ipv6.conf.v0.keep_addr_on_down=1", "net.ipv6.conf.v0.accept_dad=0")
-	m.vm.run(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", m.path("id"))
-	files["/root/.ssh/authorized_keys"] = m.vm.run(t, "cat", m.path("id.pub"))
-	m.powerOn(files)
-	m.run("chmod", "-R", "go=", "/root/.ssh")
-	return m
+	b.outside.run(b.t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", b.path("id"))
+	files["/root/.ssh/authorized_keys"] = b.outside.run(b.t, "cat", b.path("id.pub"))
+	b.powerOn(files)
+	b.run("chmod", "-R", "go=", "/root/.ssh")
+	return &installed{booted: b}
 }
 
 // provisionAndArm installs the first package and has the guard drop for good.
@@ -182,7 +191,7 @@ func (s *shell) ends(what string) {
 		if ok {
 			s.t.Fatalf("%s: the session said %q", what, word)
 		}
-	case <-time.After(patience):
+	case <-time.After(time.Minute):
 		s.t.Fatalf("%s: the session goes on", what)
 	}
 }
@@ -394,14 +403,20 @@ func TestInstalled(t *testing.T) {
 	session.ends("taken back")
 	m.isClosed(ways("22/tcp", alice4))
 
-	m.run("apt-get", "purge", "-q", "-y", "jitgate")
-	m.isOpen(ways("22/tcp", alice4, bob6))
 	m.run("rm", "-rf", "/etc/systemd/system/jitgate.service.d")
-	if after := m.traces(); after != before {
-		m.write("/root/before", before)
-		m.write("/root/after", after)
-		out, _ := m.try("diff", "/root/before", "/root/after")
-		t.Errorf("purge leaves\n%s", out)
+	m.leaves("jitgate", before)
+	m.isOpen(ways("22/tcp", alice4, bob6))
+}
+
+// leaves purges a package and requires that nothing is left of it.
+func (b *booted) leaves(name, before string) {
+	b.t.Helper()
+	b.run("apt-get", "purge", "-q", "-y", name)
+	if after := b.traces(); after != before {
+		b.write("/root/before", before)
+		b.write("/root/after", after)
+		out, _ := b.try("diff", "/root/before", "/root/after")
+		b.t.Errorf("purge leaves\n%s", out)
 	}
 }
 
@@ -563,13 +578,7 @@ func TestInstalledControl(t *testing.T) {
 	if out := b.run("sh", "-c", "find /var/lib/jitgate-control ! -user jitgate-control; stat -c '%a %U %G' /etc/jitgate-control/control.toml; ps -o user= -C jitgate-control"); out != "640 root jitgate-control\njitgate-control\n" {
 		t.Errorf("it belongs to\n%s", out)
 	}
-	b.run("apt-get", "purge", "-q", "-y", "jitgate-control")
-	if after := b.traces(); after != before {
-		b.write("/root/before", before)
-		b.write("/root/after", after)
-		out, _ := b.try("diff", "/root/before", "/root/after")
-		t.Errorf("purge leaves\n%s", out)
-	}
+	b.leaves("jitgate-control", before)
 }
 
 // The fetcher of the package: not there until the settings say where to fetch
@@ -611,28 +620,30 @@ func TestInstalledFetcher(t *testing.T) {
 	m.noCycles()
 }
 
-// The rpm, as far as Debian's rpm goes: its database knows nothing of what
+// The rpm from a signed repository, with dnf, whose database is told what
 // Debian's packages provide.
 func TestInstalledRPM(t *testing.T) {
 	t.Parallel()
-	packages, err := packed()
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := newInstalled(t)
-	names := []string{}
-	for name, content := range packages {
-		if base, ok := strings.CutPrefix(name, "first/jitgate-0"); ok && strings.HasSuffix(base, ".rpm") {
-			names = append(names, "/root/jitgate-0"+base)
-			m.write(names[len(names)-1], string(content))
-		}
-	}
-	slices.Sort(names)
-	if len(names) != 2 {
-		t.Fatalf("packages: %v", names)
-	}
+	files := repository(t, "0.0.1", "0.0.2")
+	maps.Copy(files, plugged)
+	files["/root/debian.spec"] = `Name: debian
+Version: 1
+Release: 1
+Summary: what Debian's packages provide
+License: none
+BuildArch: noarch
+Provides: nftables systemd /bin/sh
+%description
+Nothing else.
+%files
+`
+	m := newPlugged(t).withPackages(files)
+	m.run("sh", "-e", "-c", "rpmbuild -bb --quiet --define '_rpmdir /root' /root/debian.spec 2>&1; rpm -i /root/noarch/debian-1-1.noarch.rpm")
 	before := m.run("nft", "list", "ruleset")
-	m.run("rpm", "-i", "--nodeps", names[0])
+	m.dnf("install", "jitgate-0.0.1")
+	if out := m.run("rpm", "--verify", "jitgate"); out != "" {
+		t.Errorf("installed, it differs:\n%s", out)
+	}
 	m.run("systemctl", "is-enabled", "jitgate", "jitgate-baseline", "jitgate-fetch")
 	if now := m.run("nft", "list", "ruleset"); now != before {
 		t.Errorf("installed, the rules are\n%s", now)
@@ -644,7 +655,10 @@ func TestInstalledRPM(t *testing.T) {
 	m.isClosed(ways("22/tcp", alice4, bob6))
 	m.write("/etc/jitgate/agent.toml", m.read("/etc/jitgate/agent.toml")+"# edited\n")
 	stop := m.flood(way{"22/tcp", bob4})
-	m.run("rpm", "-U", "--nodeps", names[1])
+	m.dnf("upgrade", "jitgate")
+	if out := m.run("rpm", "-q", "jitgate"); !strings.HasPrefix(out, "jitgate-0.0.2-1.") {
+		t.Errorf("upgraded, there is %s", out)
+	}
 	m.becomes("the new agent should guard", func(s status) bool { return s.Mode == "enforce" && s.Intact && s.Problem == "" })
 	if !strings.Contains(m.read("/etc/jitgate/agent.toml"), "# edited") {
 		t.Error("the upgrade has replaced the settings")
@@ -652,12 +666,12 @@ func TestInstalledRPM(t *testing.T) {
 	m.reboot()
 	m.becomes("the agent should guard again", func(s status) bool { return s.Mode == "enforce" && s.Intact })
 	stop()
-	m.run("rpm", "-e", "jitgate")
+	m.dnf("remove", "jitgate")
 	m.isOpen(ways("22/tcp", alice4, bob6))
 	if now := m.run("nft", "list", "tables"); strings.Contains(now, "jitgate") {
 		t.Errorf("erased, there is\n%s", now)
 	}
-	if left := m.run("sh", "-c", "find /usr /etc -xdev -name '*jitgate*' ! -name '*.rpmsave'; systemctl list-unit-files --no-legend 'jitgate*' || true"); strings.Contains(left, ".service") || strings.Contains(left, "/usr/") {
+	if left := m.run("sh", "-c", "find /usr /etc -xdev -name '*jitgate*' ! -name '*.rpmsave' ! -path '/etc/*/jitgate.repo' ! -name jitgate.asc; systemctl list-unit-files --no-legend 'jitgate*' || true"); strings.Contains(left, ".service") || strings.Contains(left, "/usr/") {
 		t.Errorf("erased, there is\n%s", left)
 	}
 }

@@ -21,27 +21,35 @@ import (
 	"time"
 )
 
-// packed are the packages under test: two versions of the same programs, and
-// the first of them packed twice.
-var packed = sync.OnceValues(func() (map[string][]byte, error) {
-	program, err := jitgate()
-	if err != nil {
-		return nil, err
-	}
-	control, err := buildPackage("jitgate-control-stripped", "/cmd/jitgate-control", "-ldflags", "-s -w")
-	if err != nil {
-		return nil, err
-	}
+// packed are the packages under test, by their program: two versions of the
+// same program, and the first of them packed twice.
+var packed = map[string]func() (map[string][]byte, error){
+	"jitgate": sync.OnceValues(func() (map[string][]byte, error) {
+		program, err := jitgate()
+		if err != nil {
+			return nil, err
+		}
+		return pack("jitgate", program)
+	}),
+	"jitgate-control": sync.OnceValues(func() (map[string][]byte, error) {
+		program, err := buildPackage("jitgate-control-stripped", "/cmd/jitgate-control", "-ldflags", "-s -w")
+		if err != nil {
+			return nil, err
+		}
+		return pack("jitgate-control", program)
+	}),
+}
+
+// pack makes the packages of a program.
+func pack(name, program string) (map[string][]byte, error) {
 	packages := map[string][]byte{}
 	for _, turn := range []struct{ dir, version string }{{"first", "0.0.1"}, {"again", "v0.0.1"}, {"first", "0.0.2"}} {
-		dist := filepath.Join(programs, "dist", turn.dir)
+		dist := filepath.Join(programs, "dist", name, turn.dir)
 		if err := os.MkdirAll(dist, 0o755); err != nil {
 			return nil, err
 		}
-		for name, program := range map[string]string{"jitgate": program, "jitgate-control": control} {
-			if err := os.Link(program, filepath.Join(dist, name+"-linux-"+runtime.GOARCH)); err != nil && !errors.Is(err, os.ErrExist) {
-				return nil, err
-			}
+		if err := os.Link(program, filepath.Join(dist, name+"-linux-"+runtime.GOARCH)); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, err
 		}
 		cmd := exec.Command("packaging/package.sh", dist, turn.version, runtime.GOARCH)
 		cmd.Dir = ".."
@@ -61,7 +69,7 @@ var packed = sync.OnceValues(func() (map[string][]byte, error) {
 		}
 	}
 	return packages, nil
-})
+}
 
 // deb is the Debian package of a version.
 func deb(t *testing.T, version string) (name string, content []byte) {
@@ -71,7 +79,7 @@ func deb(t *testing.T, version string) (name string, content []byte) {
 
 func debOf(t *testing.T, program, version string) (name string, content []byte) {
 	t.Helper()
-	packages, err := packed()
+	packages, err := packed[program]()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,31 +90,35 @@ func debOf(t *testing.T, program, version string) (name string, content []byte) 
 func TestPackagesAreTheSameBytes(t *testing.T) {
 	t.Parallel()
 	privileged(t)
-	packages, err := packed()
-	if err != nil {
-		t.Fatal(err)
-	}
-	compared := 0
-	for name, content := range packages {
-		if other, twice := packages[strings.Replace(name, "first/", "again/", 1)]; twice && strings.HasPrefix(name, "first/") {
-			compared++
-			if !bytes.Equal(content, other) {
-				t.Errorf("%s differs from when it was packed before", name)
+	for program, made := range packed {
+		packages, err := made()
+		if err != nil {
+			t.Fatal(err)
+		}
+		compared := 0
+		for name, content := range packages {
+			if other, twice := packages[strings.Replace(name, "first/", "again/", 1)]; twice && strings.HasPrefix(name, "first/") {
+				compared++
+				if !bytes.Equal(content, other) {
+					t.Errorf("%s differs from when it was packed before", name)
+				}
 			}
 		}
-	}
-	if compared != 4 {
-		t.Errorf("%d packages were packed twice: %v", compared, slices.Sorted(maps.Keys(packages)))
+		if compared != 2 {
+			t.Errorf("%d packages of %s were packed twice: %v", compared, program, slices.Sorted(maps.Keys(packages)))
+		}
 	}
 }
 
-// A repository that its key signed is taken by apt, and one that somebody has
-// changed is not.
-func TestRepository(t *testing.T) {
-	t.Parallel()
+// repository is a signed repository of some versions, with its key and with
+// what tells apt and dnf of it, as files of a machine.
+func repository(t *testing.T, versions ...string) map[string]string {
+	t.Helper()
 	privileged(t, "apt-ftparchive", "createrepo_c", "gpg")
-	if _, err := packed(); err != nil {
-		t.Fatal(err)
+	for _, made := range packed {
+		if _, err := made(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	dist, keyring := t.TempDir(), t.TempDir()
 	gpg := func(words ...string) *exec.Cmd {
@@ -116,18 +128,24 @@ func TestRepository(t *testing.T) {
 		return c
 	}
 	t.Cleanup(func() { gpg("gpgconf", "--kill", "gpg-agent").Run() })
+	for _, v := range versions {
+		pieces := fmt.Sprintf("cp %s/dist/*/first/*%s*.deb %[1]s/dist/*/first/*%[2]s*.rpm %[3]s", programs, v, dist)
+		if out, err := gpg("sh", "-c", pieces).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", pieces, err, out)
+		}
+	}
 	for _, c := range []*exec.Cmd{
-		gpg("sh", "-c", fmt.Sprintf("cp %s/dist/first/*0.0.2*.deb %[1]s/dist/first/*0.0.2*.rpm %[2]s", programs, dist)),
 		gpg("gpg", "--batch", "--passphrase", "", "--quick-generate-key", "test@example.com", "ed25519", "sign", "never"),
 		gpg("packaging/repo.sh", dist, "test@example.com"),
-		gpg("gpg", "--batch", "--verify", dist+"/repo/dnf/repodata/repomd.xml.asc", dist+"/repo/dnf/repodata/repomd.xml"),
 	} {
 		if out, err := c.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\n%s", c.Args, err, out)
 		}
 	}
-	b := newBooted(t)
-	files := map[string]string{"/etc/apt/sources.list": "deb [signed-by=/root/repo/jitgate.asc] copy:/root/repo/apt stable main\n"}
+	files := map[string]string{
+		"/etc/apt/sources.list":         sample(t, "jitgate.list", samplesFrom, "copy:/root/repo"),
+		"/etc/yum.repos.d/jitgate.repo": sample(t, "jitgate.repo", samplesFrom, "file:///root/repo"),
+	}
 	err := fs.WalkDir(os.DirFS(dist), "repo", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -139,15 +157,40 @@ func TestRepository(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.powerOn(files)
+	for _, path := range []string{"/etc/apt/keyrings/jitgate.asc", "/etc/pki/rpm-gpg/jitgate.asc"} {
+		files[path] = files["/root/repo/jitgate.asc"]
+	}
+	return files
+}
+
+// dnf runs dnf, as far as Debian is a system of its kind.
+func (b *booted) dnf(words ...string) string {
+	b.t.Helper()
+	return b.run(append(dnf, words...)...)
+}
+
+var dnf = []string{"dnf", "-y", "-q", "--releasever=1", "--refresh"}
+
+// A repository that its key signed is taken by apt and dnf, and one that
+// somebody has changed is not.
+func TestRepository(t *testing.T) {
+	t.Parallel()
+	b := newBooted(t)
+	b.powerOn(repository(t, "0.0.2"))
 	b.run("chmod", "755", "/root") // apt reads as a user of its own
 	b.run("apt-get", "update", "-q")
 	b.run("apt-get", "install", "-q", "-y", "jitgate", "jitgate-control")
 	b.unprovisioned()
+	if out := b.dnf("list", "--available", "jitgate", "jitgate-control"); strings.Count(out, "0.0.2-1") != 2 {
+		t.Errorf("dnf lists\n%s", out)
+	}
+
 	b.run("sh", "-c", "set -e; rm -r /var/lib/apt/lists/*; cd /root/repo/apt/dists/stable/main; echo 'Package: evil' | tee -a binary-*/Packages; rm binary-*/Packages.gz")
 	b.fails("", "apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
 	b.run("sed", "-i", "s/Origin: jitgate/Origin: somebody/", "/root/repo/apt/dists/stable/InRelease")
 	b.fails("", "apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
+	b.run("sed", "-i", "s/<revision>/<revision>1/", "/root/repo/dnf/repodata/repomd.xml")
+	b.fails("repomd.xml GPG signature verification error", append(dnf, "makecache")...)
 }
 
 // sample is a file of docs/examples/provisioning with some pieces replaced by
@@ -261,13 +304,7 @@ func TestProvisionByDebconf(t *testing.T) {
 	before := b.traces()
 	nothingLeft := func() {
 		t.Helper()
-		b.run("apt-get", "purge", "-q", "-y", "jitgate")
-		if after := b.traces(); after != before {
-			b.write("/root/before", before)
-			b.write("/root/after", after)
-			out, _ := b.try("diff", "/root/before", "/root/after")
-			t.Errorf("purge leaves\n%s", out)
-		}
+		b.leaves("jitgate", before)
 		b.isOpen(ways("22/tcp", alice4, bob6))
 	}
 
