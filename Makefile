@@ -15,7 +15,7 @@ export GOFLAGS = -buildvcs=false
 export PATH := $(shell ./setup.sh path):$(PATH)
 GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
 
-.PHONY: help setup build test model race fuzz bench demo play screenshots lint cross check package msi pkglint repo e2e e2e-wine clean
+.PHONY: help setup build test model race fuzz bench demo play screenshots lint cross check package msi pkglint repo e2e e2e-vm e2e-wine clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -55,6 +55,7 @@ lint: setup ## gofmt, vet, staticcheck, on Linux and Windows
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these files"; exit 1; }
 	go vet ./...
 	GOOS=windows go vet ./...
+	go vet -tags vm ./e2e
 	go tool staticcheck ./...
 	GOOS=windows $$(go tool -n staticcheck) ./...
 
@@ -84,6 +85,11 @@ repo: package ## signed repositories for apt and dnf in dist/repo, with KEY as g
 
 e2e: build ## the installed host: the packages on machines that boot
 	go test -timeout 30m -count=1 -v -run 'TestInstalled|TestBoots|TestProvision|TestPackages|TestRepository' ./e2e
+
+# It is no part of check: an emulated machine takes its time.
+e2e-vm: build ## the same in a Debian 12 under QEMU: its own kernel, real boots, a power cut
+	@./setup.sh vm
+	JITGATE_CI=1 go test -timeout 60m -count=1 -v -tags vm -run 'TestVM' ./e2e
 
 e2e-wine: setup ## the installer and the program under Wine, which has no firewall: see docs/windows.md
 	JITGATE_WINE=1 go test -timeout 20m -count=1 -v -run 'TestWine' ./e2e

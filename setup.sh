@@ -2,6 +2,7 @@
 # Installs what building and testing need, and says what it installed.
 #
 #   ./setup.sh        install what is missing (Debian, Ubuntu; as root)
+#   ./setup.sh vm     and what make e2e-vm needs
 #   ./setup.sh path   print the directory of the Go that will be used
 set -eu
 
@@ -63,6 +64,11 @@ need curl curl
 need openssl openssl
 need setpriv util-linux
 need gcc gcc
+if [ "${1:-}" = vm ]; then
+	need qemu-system-x86_64 qemu-system-x86
+	need qemu-img qemu-utils
+	need mke2fs e2fsprogs
+fi
 need git git
 # The official SDK for JavaScript is driven by tests; its releases need Node 18.
 recent_node() {

@@ -163,7 +163,7 @@ func (m *installed) logsIn(source string) *shell {
 // lives requires that the session carries what is typed.
 func (s *shell) lives(what string) {
 	s.t.Helper()
-	s.carries(what, patience)
+	s.carries(what, time.Minute)
 }
 
 func (s *shell) carries(what string, within time.Duration) {
