@@ -49,6 +49,7 @@ need ip iproute2
 need sshd openssh-server
 need ssh openssh-client
 need jq jq
+need xz xz-utils
 need lintian lintian
 need rpmlint rpmlint
 need apt-ftparchive apt-utils

@@ -61,6 +61,7 @@ var mayImport = map[string][]string{
 	"cmd/jitgate-control":     {"cli", "control", "control/agents", "control/api", "control/azure", "control/identity", "control/signer", "control/signer/keyvault", "control/store", "control/web", "policy"},
 
 	"packaging/manual":           {},
+	"packaging/repack":           {},
 	"packaging/windows/resource": {"audit"},
 
 	"e2e":         {},

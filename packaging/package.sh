@@ -84,6 +84,9 @@ pack() {
 			dpkg-deb --raw-extract "$made" "$STAGE/deb"
 			dpkg-deb --root-owner-group -Zxz --build "$STAGE/deb" "$made" >/dev/null
 		fi
+		if [ "$1-$kind" = jitgate-control-rpm ]; then
+			GOOS='' GOARCH='' go run ./packaging/repack "$made"
+		fi
 		echo "$made"
 	done
 }
