@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"github.com/jitgate/jitgate/firewall"
 )
 
 // A supervisor hears that the guard is in place, then, from the loop, that the
@@ -92,4 +94,48 @@ func TestWatchdogOfAnotherProcess(t *testing.T) {
 		t.Error("no socket, and somebody to tell")
 	}
 	notify("/nowhere", "READY=1") // fails, and is nobody's problem
+}
+
+// deaf is a firewall that does not answer which connections there are.
+type deaf struct {
+	firewall.Backend
+	answer chan struct{}
+}
+
+func (d deaf) Flows(ctx context.Context, look bool) (firewall.Flows, error) {
+	<-d.answer
+	return d.Backend.Flows(ctx, look)
+}
+
+// Who waits for the guard does not wait for a look at the connections, nor for
+// anything else that comes after it.
+func TestReadyOnceTheGuardStands(t *testing.T) {
+	w := newWorld(t)
+	w.Clock = SystemClock()
+	w.Settings.Socket = filepath.Join(t.TempDir(), "agent.sock")
+	w.fake.Now = BootNow
+	d := deaf{w.fake, make(chan struct{})}
+	w.Backend = d
+	ctx, cancel := context.WithCancel(t.Context())
+	ended, ready := make(chan error, 1), make(chan struct{})
+	go func() { ended <- w.Run(ctx, func() { close(ready) }) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	select {
+	case <-ready:
+	case err := <-ended:
+		ended <- nil
+		t.Fatal(err)
+	case <-time.After(10 * time.Second):
+		t.Error("not ready before the connections were looked at")
+	}
+	close(d.answer)
+	var whole bool
+	if err := w.do(ctx, func() { whole = w.fake.Whole() }); err != nil || !whole {
+		t.Errorf("ready, and there is no guard: %v", err)
+	}
 }

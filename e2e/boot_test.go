@@ -229,8 +229,8 @@ func (b *booted) runs(unit string) {
 		}
 	}()
 	until(b.t, patienceToBoot, unit+" should run", func() bool {
-		state = b.run("systemctl", "show", "--property=ActiveState,Job", unit)
-		return state == "ActiveState=active\n"
+		state = b.run("systemctl", "show", "--value", "--property=ActiveState,Job", unit)
+		return strings.TrimSpace(state) == "active" // and no number of a job
 	})
 }
 

@@ -21,11 +21,15 @@ import (
 	"time"
 )
 
+// foreign is the other architecture that packages are made for.
+var foreign = map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
+
 // packed are the packages under test, by their program: two versions of the
-// same program, and the first of them packed twice.
+// same program, the first of them packed twice, and once more under the name of
+// the other architecture.
 var packed = map[string]func() (map[string][]byte, error){
 	"jitgate": sync.OnceValues(func() (map[string][]byte, error) {
-		program, err := jitgate()
+		program, err := build("jitgate-stripped", "-s -w")
 		if err != nil {
 			return nil, err
 		}
@@ -43,15 +47,18 @@ var packed = map[string]func() (map[string][]byte, error){
 // pack makes the packages of a program.
 func pack(name, program string) (map[string][]byte, error) {
 	packages := map[string][]byte{}
-	for _, turn := range []struct{ dir, version string }{{"first", "0.0.1"}, {"again", "v0.0.1"}, {"first", "0.0.2"}} {
+	for _, turn := range []struct{ dir, version, arch string }{
+		{"first", "0.0.1", runtime.GOARCH}, {"again", "v0.0.1", runtime.GOARCH}, {"first", "0.0.2", runtime.GOARCH}, {"foreign", "0.0.1", foreign},
+	} {
 		dist := filepath.Join(programs, "dist", name, turn.dir)
 		if err := os.MkdirAll(dist, 0o755); err != nil {
 			return nil, err
 		}
-		if err := os.Link(program, filepath.Join(dist, name+"-linux-"+runtime.GOARCH)); err != nil && !errors.Is(err, os.ErrExist) {
+		// Nobody runs the foreign one: that it is none does not matter.
+		if err := os.Link(program, filepath.Join(dist, name+"-linux-"+turn.arch)); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, err
 		}
-		cmd := exec.Command("packaging/package.sh", dist, turn.version, runtime.GOARCH)
+		cmd := exec.Command("packaging/package.sh", dist, turn.version, turn.arch)
 		cmd.Dir = ".."
 		out, err := cmd.Output()
 		if failed := new(exec.ExitError); errors.As(err, &failed) {
