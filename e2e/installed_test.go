@@ -24,10 +24,13 @@ import (
 )
 
 // plugged is the cable of a machine whose network begins when it has booted
-// that far, as on a real one: what is on it outlives the machine.
+// that far, as on a real one: what is on it outlives the machine. It brings
+// network.target, as what makes a network does: through that alone sshd stops
+// before nftables.service, which flushes when the machine goes down.
 var plugged = map[string]string{
 	"/unplugged": "",
-	"/etc/systemd/system/networking.service": "[Unit]\nDefaultDependencies=no\nAfter=network-pre.target\nBefore=network.target\nWants=network-pre.target\n" +
+	"/etc/systemd/system/networking.service": "[Unit]\nDefaultDependencies=no\nAfter=network-pre.target\nBefore=network.target shutdown.target\n" +
+		"Wants=network-pre.target network.target\nConflicts=shutdown.target\n" +
 		"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=ip link set v0 up\n",
 	"/etc/systemd/system/sysinit.target.d/network.conf": "[Unit]\nWants=networking.service\n",
 }
