@@ -90,7 +90,6 @@ type Agent struct {
 	observed firewall.BootTime
 	applied  bool              // the first pass is through
 	stands   func()            // told when the guard is in place, by every pass; nil: nobody
-	worked   bool              // a document was admitted, which takes memory
 	drift    bool              // somebody else changed the guard, and it is not mended yet
 	opened   firewall.BootTime // when something was opened last; 0: nothing yet
 	// driftTold says that the record has it.
@@ -350,7 +349,7 @@ func (a *Agent) admit(k Kind, raw []byte) error {
 	if k == Grants {
 		a.mark.Void = stillListed(a.mark.Void, docs.grants)
 	}
-	a.unsaved[k], a.dirty, a.worked = true, true, true
+	a.unsaved[k], a.dirty = true, true
 	a.Log.Info("document admitted", "document", k.String(), "version", docs.version(k))
 	return nil
 }

@@ -126,15 +126,12 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		}
 		_, err = a.Step(ctx)
 		a.logProblem(before, also(err, a.tellKnocks(ctx)))
-		if a.worked {
-			a.worked = false
-			rest.Reset(restAfter)
-		}
+		rest.Reset(restAfter)
 	}
 }
 
-// restAfter is how long after a start or a document the memory that took is
-// given back to the system: the runtime keeps it for work that does not come.
+// restAfter is how long after a pass the memory it took is given back to the
+// system: the runtime would keep it for work that does not come.
 const restAfter = 2 * time.Second
 
 // logProblem logs a problem when it begins and when it ends, not every second.

@@ -382,7 +382,7 @@ func TestInstalled(t *testing.T) {
 		if rss == nil {
 			t.Fatal("no VmRSS")
 		}
-		if kb, _ = strconv.Atoi(rss[1]); kb <= 17<<10 || time.Now().After(deadline) {
+		if kb, _ = strconv.Atoi(rss[1]); kb <= 18<<10 || time.Now().After(deadline) {
 			break
 		}
 	}
