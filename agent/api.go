@@ -85,7 +85,30 @@ func (a *Agent) handler() http.Handler {
 		return nil, a.loggedIn(ctx, q)
 	}))
 	mux.HandleFunc("POST /v1/reload", a.reloading)
-	return mux
+	return confine(mux)
+}
+
+// Users of processes that come with the agent.
+const (
+	loginsUser  = "jitgate-logins"
+	metricsUser = "jitgate-metrics"
+)
+
+// confined are users that have business with one path alone. They are in the
+// socket's group, whose people may ask and end more than that.
+var confined = map[string]string{loginsUser: "/v1/logins", metricsUser: "/metrics"}
+
+// confine keeps a confined user to his path.
+func confine(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		by, _ := r.Context().Value(callerKey{}).(caller)
+		name := by.user()
+		if path, ok := confined[name]; ok && r.URL.Path != path {
+			http.Error(w, fmt.Sprintf("%s may ask for %s alone", name, path), http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // ArmRequest asks for a trial.

@@ -53,11 +53,16 @@ func (c caller) process() (name, login string) {
 	return strings.TrimSuffix(string(comm), "\n"), loginText(strings.TrimSpace(string(uid)))
 }
 
-// isUser reports whether the caller is a user of that name, as the host's own
-// list has him.
-func (c caller) isUser(name string) bool {
-	u, err := user.Lookup(name)
-	return err == nil && u.Uid == strconv.Itoa(c.uid)
+// user is the caller's name, as the host's own list has it. Empty: it has none.
+func (c caller) user() string {
+	if !c.known {
+		return ""
+	}
+	u, err := user.LookupId(strconv.Itoa(c.uid))
+	if err != nil {
+		return ""
+	}
+	return u.Username
 }
 
 // loginText leaves out the value of a process nobody logged in for.

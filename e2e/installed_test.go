@@ -287,13 +287,13 @@ func TestInstalled(t *testing.T) {
 	m.run("systemctl", "restart", "jitgate")
 	t.Logf("a start: %s", strings.ReplaceAll(m.run("systemctl", "show", "--property=InactiveExitTimestampMonotonic,ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic", "jitgate"), "\n", " "))
 	t.Run("privileges", func(t *testing.T) {
-		units := []string{"jitgate.service", "jitgate-baseline.service", "jitgate-fetch.service"}
+		units := []string{"jitgate.service", "jitgate-baseline.service", "jitgate-fetch.service", "jitgate-logins.service", "jitgate-metrics.service"}
 		for _, u := range units {
 			if out := m.run("systemd-analyze", "verify", "--man=no", u); strings.TrimSpace(out) != "" {
 				t.Errorf("%s: %s", u, out)
 			}
 		}
-		for unit, most := range map[string]string{"jitgate.service": "12", "jitgate-baseline.service": "12", "jitgate-fetch.service": "20"} {
+		for unit, most := range map[string]string{"jitgate.service": "12", "jitgate-baseline.service": "12", "jitgate-fetch.service": "20", "jitgate-logins.service": "12", "jitgate-metrics.service": "16"} {
 			m.run("systemd-analyze", "security", "--no-pager", "--threshold="+most, unit)
 		}
 		text := m.read("/proc/" + m.agent() + "/status")
