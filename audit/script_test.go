@@ -4,7 +4,9 @@ package audit
 
 import (
 	"context"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -48,5 +50,52 @@ func TestScriptVerifies(t *testing.T) {
 				t.Errorf("nothing was found:\n%s", out)
 			}
 		})
+	}
+}
+
+// What a crash left of a line is checked too: it must be there, as it was.
+func TestScriptVerifiesWhatWasSetAside(t *testing.T) {
+	dir, _ := filled(t)
+	numbers, err := fileNumbers(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, fileName(numbers[len(numbers)-1]))
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err == nil {
+		_, err = f.WriteString("half a li")
+		f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := script(t, dir); err != nil {
+		t.Errorf("before the next start: %v\n%s", err, out)
+	}
+	record(t, NewFile(dir), AgentStarted)
+	aside := tornName(path, digest([]byte("half a li")))
+	keep := func(text string) func() error {
+		return func() error { return os.WriteFile(aside, []byte(text), 0o600) }
+	}
+	for _, c := range []struct {
+		do   func() error
+		want string
+	}{
+		{keep("half a li"), "head "},
+		{keep("half a lie"), "is not what was set aside: it was edited"},
+		{keep("half a li\n"), "is not what was set aside: it was edited"},
+		{func() error { return os.Remove(aside) }, "what was left of it is not there"},
+		{func() error { return os.Symlink("/etc/passwd", aside) }, "what was left of it is not there"},
+	} {
+		if err := c.do(); err != nil {
+			t.Fatal(err)
+		}
+		out, err := script(t, dir)
+		if (err == nil) != (c.want == "head ") || !strings.Contains(out, c.want) {
+			t.Errorf("want %q: %v\n%s", c.want, err, out)
+		}
+		if v := verdict(t, dir); v.Whole() != (err == nil) {
+			t.Errorf("the script says %v, and the program %v", err, v.Faults)
+		}
 	}
 }

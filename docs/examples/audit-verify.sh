@@ -10,11 +10,25 @@
 set -eu
 dir=$1 noted=${2:-}
 zeros=0000000000000000000000000000000000000000000000000000000000000000
-bad=0 seq=0 hash=$zeros found='' name='' row=0 begun=''
+bad=0 seq=0 hash=$zeros found='' name='' row=0 begun='' line=''
 
 fault() {
 	echo "$name:$row: $*" >&2
 	bad=1
+}
+
+# What a crash left of a line is set aside in a file of its own, whose name ends
+# with the first 16 digits of its digest. The line behind names all of it.
+check_aside() { # DIGEST
+	for aside in "$dir"/[0-9]*.jsonl.torn-"${1%"${1#????????????????}"}"; do
+		if [ ! -f "$aside" ] || [ -h "$aside" ]; then
+			fault "a line was cut short before this one; what was left of it is not there"
+			return
+		fi
+		digest=$(sha256sum <"$aside")
+		[ "${digest%% *}" != "$1" ] || return 0
+	done
+	fault "${aside##*/} is not what was set aside: it was edited"
 }
 
 # A record that was pruned by its limits says up to which line, in its last line
@@ -22,6 +36,7 @@ fault() {
 pruned=$(cat "$dir"/[0-9]*.jsonl | sed -n '/,"event":"audit\.pruned"/s/.*,"head":"\([0-9]*:[0-9a-f]*\)".*/\1/p' | tail -n 1)
 
 for file in "$dir"/[0-9]*.jsonl; do
+	[ -z "$line" ] || fault "a line without an end, and another file follows: it was cut, or written to"
 	name=${file##*/} row=0
 	while IFS= read -r line; do
 		row=$((row + 1))
@@ -44,6 +59,12 @@ for file in "$dir"/[0-9]*.jsonl; do
 		elif [ "$prev" != "$hash" ]; then
 			fault "number $number does not follow the line before it as that stands there"
 		fi
+		case $line in
+		*',"torn":"'*)
+			torn=${line#*',"torn":"'}
+			check_aside "${torn%%\"*}"
+			;;
+		esac
 		begun=${begun:-1} seq=$number
 		hash=$(printf %s "$line" | sha256sum)
 		hash=${hash%% *}
