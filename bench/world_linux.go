@@ -96,7 +96,9 @@ func runNft(c *exec.Cmd) error {
 }
 
 // plainTable is a table nobody owns with the set jitgate keeps single IPv4
-// hosts in, which counts what each lets in.
+// hosts in. It has a counter for each element as that has: the kernel makes one
+// for each processor, a good part of what an element costs it, and what is
+// compared is the agent's work and not the kernel's.
 func plainTable(name string) string {
 	return fmt.Sprintf("table inet %s {\n set %s { type ipv4_addr . inet_proto . inet_service; flags timeout; counter; }\n}\n", name, hostSet)
 }

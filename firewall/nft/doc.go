@@ -31,7 +31,6 @@
 //	                 ip saddr & 255.255.255.0 . meta l4proto . th dport @g4_24 accept
 //	                 goto deny }
 //	  chain deny   { update @d4_32 { ip saddr . meta l4proto . th dport counter }
-//	                 limit rate 50/second burst 100 packets log prefix "jitgate-deny " group 5 snaplen 96
 //	                 counter name denied
 //	                 drop }           # on trial: meta nfproto @armed drop; observing: absent
 //	  chain account { ct bytes != 0 }  # never reached: has the kernel count

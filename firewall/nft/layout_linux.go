@@ -23,9 +23,6 @@ import (
 // TableName is the guard's table, of family inet.
 const TableName = "jitgate"
 
-// LogGroup is the NFLOG group that gets the head of some denied packets.
-const LogGroup = 5
-
 const deniedCounter = "denied"
 
 var (
@@ -324,7 +321,6 @@ func rules(r firewall.Ruleset, sets map[setID]*nftables.Set, own portRange) map[
 	for _, id := range deniedSets {
 		add(chainDeny, "", id.count(sets[id]))
 	}
-	add(chainDeny, "", logSome())
 	add(chainDeny, "", []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: deniedCounter}})
 	switch {
 	case r.Observe:
@@ -479,16 +475,6 @@ func (s setID) load() []expr.Any {
 		match = append(match, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: protocolRegister}, destinationPort(portRegister))
 	}
 	return match
-}
-
-// logSome copies the head of up to 50 denied packets a second to whoever
-// listens on the group; with nobody listening it costs next to nothing.
-func logSome() []expr.Any {
-	return []expr.Any{
-		&expr.Limit{Type: expr.LimitTypePkts, Rate: 50, Unit: expr.LimitTimeSecond, Burst: 100},
-		&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN | 1<<unix.NFTA_LOG_PREFIX,
-			Group: LogGroup, Snaplen: 96, Data: []byte("jitgate-deny ")},
-	}
 }
 
 func destinationPort(register uint32) expr.Any {

@@ -99,7 +99,7 @@ func explain(err error) error {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w: nftables needs CAP_NET_ADMIN, run as root", err)
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("%w: this kernel seems to lack nf_tables or one of its parts, try modprobe nf_tables nft_fib_inet nft_ct nft_log", err)
+		return fmt.Errorf("%w: this kernel seems to lack nf_tables or one of its parts, try modprobe nf_tables nft_fib_inet nft_ct", err)
 	}
 	return err
 }

@@ -105,7 +105,6 @@ func TestListing(t *testing.T) {
 		"ip saddr & 255.255.255.0 . meta l4proto . th dport @g4_24 accept",
 		"ip6 saddr & ffff:ffff:ffff:ffff:: . meta l4proto . th dport @g6_64 accept",
 		"ip saddr @x4_32 accept",
-		"limit rate 50/second burst 100 packets log prefix \"jitgate-deny \" group 5 snaplen 96",
 		"counter name \"denied\"",
 		"10.1.2.0 . tcp . 22 counter packets 0 bytes 0 timeout",
 		`comment "01JD9V3K7Q"`,
