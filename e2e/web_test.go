@@ -3,15 +3,11 @@
 package e2e_test
 
 import (
-	"bufio"
-	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // The page in a real browser, with a real machine behind it: who clicks
@@ -19,35 +15,6 @@ import (
 // JITGATE_SCREENSHOTS set, pictures for the docs go there.
 func TestPage(t *testing.T) {
 	t.Parallel()
-	// found is the first of these programs that is there.
-	found := func(names ...string) string {
-		for _, name := range names {
-			if path, err := exec.LookPath(name); err == nil {
-				return path
-			}
-		}
-		t.Fatalf("%s is not there: run make setup", names[0])
-		return ""
-	}
-	node, npm, chromium := found("node"), found("npm"), found("chromium", "google-chrome")
-	dir := t.TempDir()
-	for _, name := range []string{"package.json", "package-lock.json", "drive.mjs"} {
-		text, err := os.ReadFile(filepath.Join("testdata", "web", name))
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, name), text, 0o644)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	install := exec.CommandContext(ctx, npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-	install.Dir = dir
-	if out, err := install.CombinedOutput(); err != nil {
-		t.Fatalf("npm: %v\n%s", err, out)
-	}
-
 	h := newStranger(t)
 	ssh := h.sshd() // while everybody may
 	p := planeBeside(h)
@@ -64,63 +31,37 @@ func TestPage(t *testing.T) {
 	}
 	p.want(200, admin, "PUT", "/api/v1/vms"+vmID, object{"osType": "Linux", "location": location, "address": vm4})
 
-	drive := exec.CommandContext(ctx, node, "drive.mjs")
-	drive.Dir = dir
-	drive.Env = append(os.Environ(), "URL="+p.url(""), "ADMIN="+admin, "ALICE="+token(person("alice", "JITRequester")), "CAROL="+token(person("carol", "SecurityAdmin")),
-		"VM="+vmID, "CHROMIUM="+chromium, "SHOTS="+os.Getenv("JITGATE_SCREENSHOTS"), "HOME="+dir)
-	var complaints strings.Builder
-	drive.Stderr = &complaints
-	words, err := drive.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	answers, err := drive.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := h.outside.start(drive); err != nil {
-		t.Fatal(err)
-	}
-	ended := false
-	t.Cleanup(func() {
-		if !ended {
-			drive.Process.Kill()
-			drive.Wait()
-		}
-	})
-
 	// Where the browser is, as the control plane sees it.
 	mine := ways("22/tcp", alice4)
-	looks := map[string]func(){
-		"guarded": func() { h.hasPolicy(1); h.isClosed(mine, ways("22/tcp", bob4)) },
-		"open": func() {
+	look := func(f func()) func(string) string { return func(string) string { f(); return "" } }
+	other := strings.TrimSuffix(vmID, "web1") + "web2"
+	shots := os.Getenv("JITGATE_SCREENSHOTS")
+	browse(t, h.outside, "page.mjs", []string{"URL=" + p.url(""), "ADMIN=" + admin, "ALICE=" + token(person("alice", "JITRequester")), "CAROL=" + token(person("carol", "SecurityAdmin")),
+		"VM=" + vmID, "OTHER=" + other, "SHOTS=" + shots}, map[string]func(string) string{
+		"guarded": look(func() { h.hasPolicy(1); h.isClosed(mine, ways("22/tcp", bob4)) }),
+		"open": look(func() {
 			if out := ssh(alice4, "echo in"); !strings.Contains(out, "in") {
 				t.Errorf("ssh says %s", out)
 			}
 			h.isClosed(ways("22/tcp", bob4))
+		}),
+		"closed":   look(func() { h.closes(patience, mine) }),
+		"approved": look(func() { h.opens(patience, mine) }),
+		// Another machine joins by the command that the page shows.
+		"join": func(command string) string {
+			dir := t.TempDir()
+			config := filepath.Join(dir, "agent.toml")
+			text := fmt.Sprintf("host_id = %q\nmode = \"observe\"\ninbox_dir = %q\nstate_dir = %q\nsocket = %q\n[control]\nidentity_dir = %q\n", other,
+				filepath.Join(dir, "inbox"), filepath.Join(dir, "state"), filepath.Join(dir, "agent.sock"), filepath.Join(dir, "fetch"))
+			if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+				t.Error(err)
+			}
+			h.vm.run(t, h.program, append(strings.Fields(command)[1:], "--config", config)...)
+			return ""
 		},
-		"closed": func() { h.closes(patience, mine) },
-		"approval": func() {
-			p.want(200, admin, "PUT", "/api/v1/policies"+policyPath+"/approval", object{"approvers": 1, "role": "SecurityAdmin", "justification": true})
-		},
-		"approved": func() { h.opens(patience, mine) },
-		"over":     func() { h.closes(patience, mine) },
-	}
-	said := ""
-	for lines := bufio.NewScanner(words); lines.Scan(); {
-		if said = lines.Text(); looks[said] == nil {
-			break
-		}
-		looks[said]()
-		delete(looks, said)
-		fmt.Fprintln(answers)
-	}
-	err = drive.Wait()
-	ended = true
-	if err != nil || said != "done" || len(looks) > 0 {
-		t.Fatalf("the browser ended with %v after %q:\n%s", err, said, &complaints)
-	}
-	if shots := os.Getenv("JITGATE_SCREENSHOTS"); shots != "" {
+		"over": look(func() { h.closes(patience, mine) }),
+	})
+	if shots != "" {
 		shrink(t, shots)
 	}
 }
