@@ -71,6 +71,7 @@ if [ "${1:-}" = vm ]; then
 	need mke2fs e2fsprogs
 fi
 need git git
+need rsync rsync
 # The official SDK for JavaScript is driven by tests; its releases need Node 18.
 recent_node() {
 	command -v node >/dev/null && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 18 ]

@@ -211,7 +211,7 @@ func TestSSH(t *testing.T) {
 // at once share one opening, and a session that is killed gives it back.
 func TestSSHConfig(t *testing.T) {
 	t.Parallel()
-	privileged(t, "scp")
+	privileged(t, "scp", "rsync")
 	o := newOperator(t)
 	config := filepath.Join(o.home, ".ssh", "config")
 	before, err := os.ReadFile(config)
@@ -225,16 +225,21 @@ func TestSSHConfig(t *testing.T) {
 	if err := os.WriteFile(file, bytes.Repeat([]byte("0123456789abcdef"), 1<<18), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	copied := filepath.Join(o.home, "copy")
-	if _, complaints, code := o.run("scp", append(o.settings(), "-q", file, "web1.jit:"+copied)...); code != 0 {
-		t.Fatalf("scp: exit code %d: %s", code, complaints)
+	for program, args := range map[string][]string{
+		"scp":   append(o.settings(), "-q"),
+		"rsync": {"-e", strings.Join(append([]string{"ssh"}, o.settings()...), " "), "--archive"},
+	} {
+		copied := filepath.Join(o.home, "copy by "+program)
+		if _, complaints, code := o.run(program, append(args, file, "web1.jit:"+copied)...); code != 0 {
+			t.Fatalf("%s: exit code %d: %s", program, code, complaints)
+		}
+		a, errA := os.ReadFile(file)
+		b, errB := os.ReadFile(copied)
+		if errA != nil || errB != nil || !bytes.Equal(a, b) {
+			t.Errorf("the copy by %s differs: %v, %v", program, errA, errB)
+		}
+		o.released()
 	}
-	a, errA := os.ReadFile(file)
-	b, errB := os.ReadFile(copied)
-	if errA != nil || errB != nil || !bytes.Equal(a, b) {
-		t.Errorf("the copy differs: %v, %v", errA, errB)
-	}
-	o.released()
 
 	// Two at once: the first to end leaves the other alone.
 	session := func() *exec.Cmd {
@@ -277,6 +282,33 @@ func TestSSHConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	second.Wait()
+	o.released()
+}
+
+// With Match exec the port is opened before ssh connects by itself, stays open,
+// and is not asked for again.
+func TestSSHMatchExec(t *testing.T) {
+	t.Parallel()
+	o := newOperator(t)
+	config := filepath.Join(o.home, ".ssh", "config")
+	before, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	match := "Match host web1 exec \"jitgate ssh --prepare %h\"\n  HostName " + vm4 + "\n"
+	if err := os.WriteFile(config, append([]byte(match), before...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.h.isClosed(ways("22/tcp", alice4))
+	for range 2 {
+		if out, complaints, code := o.run("ssh", append(o.settings(), "web1", "echo in")...); code != 0 || out != "in\n" {
+			t.Fatalf("exit code %d, %q, %s", code, out, complaints)
+		}
+		if all := o.open(); len(all) != 1 {
+			t.Errorf("%d requests are open", len(all))
+		}
+	}
+	o.must("requests", "revoke", o.open()[0]["id"].(string))
 	o.released()
 }
 
