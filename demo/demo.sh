@@ -120,6 +120,7 @@ cat >"$dir/sshd_config" <<-END
 	UsePAM yes
 	PrintMotd no
 	PidFile none
+	Subsystem sftp internal-sftp
 END
 ip netns exec "$vm" "$(command -v sshd || echo /usr/sbin/sshd)" -D -e -f "$dir/sshd_config" 2>"$dir/sshd.log" &
 sshd=$!

@@ -12,8 +12,8 @@ import (
 
 // activityData is what the activity log shows.
 type activityData struct {
-	Scope, Event, Actor, From, To string // as they were typed
-	VM                            string // the machine's id, if Scope is one
+	Scope, Event, Actor, From, To string        // as they were typed
+	VM                            *control.VMID // if Scope is a machine's
 	Lines                         []control.Activity
 	Next                          string
 	Error                         *control.Error
@@ -46,7 +46,7 @@ func (c *call) activityFilter() (d activityData, f control.ActivityFilter, err e
 		return d, f, err
 	}
 	if id, err := control.ParseVMID(d.Scope); err == nil {
-		d.VM = id.String()
+		d.VM = &id
 	}
 	if f.From, err = dateOf("from", d.From); err != nil {
 		return d, f, err

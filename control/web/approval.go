@@ -122,7 +122,7 @@ func setTerms(c *call) error {
 	if d.Asks {
 		n, err := strconv.Atoi(d.Approvers)
 		if err != nil {
-			n = 0 // the engine says what is wrong with it
+			n = 0 // which is refused
 		}
 		terms = &control.Approval{Approvers: n, Role: d.Role, Justification: d.Justification, Expires: d.Expires}
 	}
@@ -132,7 +132,9 @@ func setTerms(c *call) error {
 		_, err = c.Engine.SetApproval(c.ctx, c.caller, id, terms, d.Revision)
 	}
 	if err != nil {
-		d.Error = c.refusal(err)
+		if d.Error = c.refusal(err); wrong(d.Error, "approvers") {
+			d.Error.Message = "Say how many have to agree, as a number: " + brief(d.Error) + "."
+		}
 		v, err := c.Engine.GetPolicy(c.ctx, c.caller, id)
 		if err != nil {
 			return d.Error

@@ -94,12 +94,18 @@ var functions = template.FuncMap{
 		return append([]string{chosen}, lengths...)
 	},
 	"events": func() []string { return eventNames },
-	"wrong":  func(e *control.Error, target string) bool { return e != nil && strings.Contains(e.Target, target) },
+	"wrong":  wrong,
+	"brief":  brief,
 }
 
 // eventNames are offered where the log is filtered.
 var eventNames = []string{"request.initiated", "request.approved", "request.denied", "request.revoked", "grant.opened", "grant.login", "grant.used", "grant.expired", "grant.revoked", "grant.refused",
 	"policy.written", "policy.deleted", "connection.denied", "host.enrolled", "host.lost", "access.given", "access.taken"}
+
+// wrong reports whether what was refused is about a field of that name.
+func wrong(e *control.Error, field string) bool {
+	return e != nil && strings.HasSuffix("."+e.Target, "."+field)
+}
 
 // clip keeps a text to n letters.
 func clip(s string, n int) string {
