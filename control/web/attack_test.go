@@ -366,6 +366,17 @@ func TestThreatGuessesTokens(t *testing.T) {
 	}
 }
 
+// A browser that goes away is no failure of ours, and none in the log.
+func TestBrowserGoesAway(t *testing.T) {
+	s := newSite(t)
+	b := s.signedIn(s.owner)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if w := b.do(httptest.NewRequestWithContext(ctx, "GET", here+"/ui/vms", nil)); w.Code != http.StatusServiceUnavailable {
+		t.Errorf("it is answered %d", w.Code)
+	}
+}
+
 // Live pages come anew when something happened, and end with the right to them.
 func TestLive(t *testing.T) {
 	s := newSite(t)

@@ -302,6 +302,9 @@ func (c *call) refusal(err error) *control.Error {
 	if e := control.AsError(err); e != nil {
 		return e
 	}
+	if c.r.Context().Err() != nil {
+		return control.Refuse(control.Unavailable, "Gone", "The browser went away.") // nobody reads it
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return control.Refuse(control.Unavailable, "Timeout", "The server did not come to an answer in time. Try again.")
 	}
