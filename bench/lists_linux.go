@@ -52,7 +52,7 @@ type listBench struct {
 // an owner of everything and as somebody who may look at three resource
 // groups.
 func measureLists(ctx context.Context, o options, r *report) error {
-	if o.postgres == "" {
+	if o.postgres == "" && o.store != "SQLite" {
 		server, err := storetest.StartServer("shared_buffers=256MB", "max_wal_size=4GB")
 		if err != nil {
 			return err
@@ -63,6 +63,9 @@ func measureLists(ctx context.Context, o options, r *report) error {
 		}
 	}
 	for _, on := range []struct{ engine, dsn string }{{"SQLite", ""}, {"PostgreSQL", o.postgres}} {
+		if o.store != "" && o.store != on.engine {
+			continue
+		}
 		b := &listBench{o: o, dir: filepath.Join(o.diskDir, "lists-"+on.engine), r: rand.New(rand.NewPCG(1, 2)),
 			fleet: fleet{machines: o.machines, lines: o.lines, now: time.Now().UTC().Truncate(time.Second)}}
 		err := b.measure(ctx, on.engine, on.dsn, r)

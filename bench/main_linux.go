@@ -32,6 +32,7 @@ type options struct {
 
 	machines, lines int    // of a fleet that is listed
 	postgres        string // where; empty: a server of the benchmark's own
+	store           string // the only one it is listed from; empty: both
 }
 
 // measurement is one part of the benchmark. An error means that nothing could
@@ -82,6 +83,7 @@ func run() (code int, err error) {
 	flag.IntVar(&o.machines, "machines", 100_000, "machines of the fleet that is listed")
 	flag.IntVar(&o.lines, "lines", 2_000_000, "lines of its activity log")
 	flag.StringVar(&o.postgres, "postgres", "", "a database to list the fleet from, postgres://USER@HOST/DATABASE; it is filled unless it is full, and so is the one in -disk-dir (default one of its own)")
+	flag.StringVar(&o.store, "store", "", "list the fleet from this store only: SQLite or PostgreSQL")
 	only := flag.String("only", "", "measure only this: "+strings.Join(names, ", "))
 	strict := flag.Bool("strict", false, "exit 1 if any bound is missed")
 	floor := flag.String("floor", "", "used by the benchmark itself: be the floor process on this directory")
@@ -94,6 +96,8 @@ func run() (code int, err error) {
 		return 2, fmt.Errorf("unexpected %q: see -help", flag.Arg(0))
 	case o.runs < 20:
 		return 2, errors.New("-runs must be 20 or more: fewer say nothing")
+	case o.store != "" && o.store != "SQLite" && o.store != "PostgreSQL":
+		return 2, fmt.Errorf("-store %q is neither SQLite nor PostgreSQL", o.store)
 	case o.machines < 10*fleetGroup || o.lines < 100*linesPerRequest:
 		return 2, fmt.Errorf("-machines must be %d or more, and -lines %d", 10*fleetGroup, 100*linesPerRequest)
 	case *only != "" && !slices.Contains(names, *only):

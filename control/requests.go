@@ -169,6 +169,24 @@ type RequestFilter struct {
 	Newest    bool   // newest first
 	After     string // id of the last one of the page before
 	Limit     int    // 0: no limit
+	Reader    *RequestReader
+}
+
+// RequestReader narrows a list of requests to those that somebody may read: for
+// machines in any of these scopes, or under policies of subscriptions and
+// groups among them, and their own.
+type RequestReader struct {
+	Scopes    []Scope
+	Principal string
+}
+
+// reader is nil where the caller may read everything.
+func (c Caller) reader() *RequestReader {
+	may := c.scopes(ActionRead)
+	if slices.Contains(may, Everywhere) {
+		return nil
+	}
+	return &RequestReader{Scopes: may, Principal: c.ID}
 }
 
 // repeatedWithin is how long the same request by the same caller is taken for
@@ -614,6 +632,10 @@ func (c Caller) sees(r *Request) bool {
 // caller's own.
 func (e *Engine) ListRequests(ctx context.Context, c Caller, f RequestFilter) (page []Request, next string, err error) {
 	now := e.Now()
+	f.Reader = c.reader()
+	if f.Limit > 0 {
+		f.Limit++ // one more tells whether there is more
+	}
 	err = e.Store.View(ctx, func(tx Tx) error {
 		page, next = nil, ""
 		for some := f; ; {
@@ -627,8 +649,8 @@ func (e *Engine) ListRequests(ctx context.Context, c Caller, f RequestFilter) (p
 				if f.Open && !r.Open() || !c.sees(&r) {
 					continue
 				}
-				if f.Limit > 0 && len(page) == f.Limit {
-					next = page[f.Limit-1].ID
+				if f.Limit > 0 && len(page) == f.Limit-1 {
+					next = page[len(page)-1].ID
 					return nil
 				}
 				page = append(page, r)

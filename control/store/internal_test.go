@@ -47,14 +47,17 @@ func TestPlans(t *testing.T) {
 		query func() (string, []any)
 		want  string // of the index
 	}{
-		"open requests of a machine": {func() (string, []any) { return requests(control.RequestFilter{VM: &vm, Open: true}) }, "request_vm_open (vm=?)"},
+		"open requests of a machine": {func() (string, []any) { return requests(control.RequestFilter{VM: &vm, Open: true}, nil) }, "request_vm_open (vm=?)"},
 		"requests of a week of a machine": {func() (string, []any) {
-			return requests(control.RequestFilter{VM: &vm, Since: time.Unix(1, 0)})
+			return requests(control.RequestFilter{VM: &vm, Since: time.Unix(1, 0)}, nil)
 		}, "request_vm_created (vm=? AND created>?)"},
-		"open requests": {func() (string, []any) { return requests(control.RequestFilter{Open: true}) }, "request_open"},
+		"open requests": {func() (string, []any) { return requests(control.RequestFilter{Open: true}, nil) }, "request_open"},
 		"requests of a policy": {func() (string, []any) {
-			return requests(control.RequestFilter{Policy: &control.PolicyID{}, Newest: true, Limit: 1})
+			return requests(control.RequestFilter{Policy: &control.PolicyID{}, Newest: true, Limit: 1}, nil)
 		}, "request_policy (policy=?)"},
+		"requests of a subscription": {func() (string, []any) {
+			return requests(control.RequestFilter{Scope: "/subscriptions/s", Newest: true, After: "x", Limit: 9}, nil)
+		}, "sqlite_autoindex_request_place_1 (scope=? AND request<?)"},
 		"documents after seq": {of(documentsAfter, []any{1}), "document_seq (seq>?)"},
 		"newest activity":     {func() (string, []any) { return activity(control.ActivityFilter{Newest: true, Limit: 9, After: 5}) }, "activity"},
 		"activity of a subscription": {func() (string, []any) {

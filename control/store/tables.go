@@ -2,6 +2,7 @@ package store
 
 import (
 	"database/sql"
+	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -126,55 +127,127 @@ func (t *tx) Request(id string) (control.Request, error) {
 	return one[control.Request](t, "SELECT doc FROM request WHERE id = ?", fold(id))
 }
 
-func (t *tx) Requests(f control.RequestFilter) ([]control.Request, error) {
-	query, args := requests(f)
-	return all[control.Request](t, query, args...)
+func (t *tx) Requests(f control.RequestFilter) (list []control.Request, err error) {
+	if f.Reader == nil {
+		query, args := requests(f, nil)
+		return all[control.Request](t, query, args...)
+	}
+	byID := func(a, b control.Request) int {
+		if f.Newest {
+			a, b = b, a
+		}
+		return strings.Compare(fold(a.ID), fold(b.ID))
+	}
+	// A statement has no more parts than engines let it have. What each of
+	// several finds has the page in it.
+	for some := range slices.Chunk(streams(f.Reader), chunk/5) {
+		query, args := requests(f, some)
+		found, err := all[control.Request](t, query, args...)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, found...)
+		slices.SortFunc(list, byID)
+		list = slices.CompactFunc(list, func(a, b control.Request) bool { return byID(a, b) == 0 })
+		if f.Limit > 0 {
+			list = list[:min(len(list), f.Limit)]
+		}
+	}
+	return list, nil
 }
 
-// requests is the query of a filter.
-func requests(f control.RequestFilter) (string, []any) {
+// stream is where requests are found in the order of their ids: the table that
+// stands beside r, and what is asked of it.
+type stream struct {
+	table, where string
+	arg          string
+}
+
+// ofScope is the stream of a scope.
+func ofScope(s control.Scope, machine bool) stream {
+	scope := fold(string(s))
+	if depth := strings.Count(scope, "/"); depth != subscriptionDepth && depth != groupDepth {
+		return stream{"request_vm", "s.vm = ?", scope}
+	}
+	if machine {
+		return stream{"request_place", "s.machine = 1 AND s.scope = ?", scope}
+	}
+	return stream{"request_place", "s.scope = ?", scope}
+}
+
+// streams are where everything is that a reader may read.
+func streams(reader *control.RequestReader) []stream {
+	all := []stream{{"", "r.principal = ?", reader.Principal}}
+	for _, s := range reader.Scopes {
+		all = append(all, ofScope(s, false))
+	}
+	return all
+}
+
+// requests is the query of a filter, of what is in any of the streams, or of
+// everything.
+func requests(f control.RequestFilter, from []stream) (string, []any) {
 	var q selection
 	if f.Policy != nil {
-		q.and("policy = ?", f.Policy.Key())
+		q.and("r.policy = ?", f.Policy.Key())
 	}
 	if f.Principal != "" {
-		q.and("principal = ?", f.Principal)
+		q.and("r.principal = ?", f.Principal)
 	}
 	if f.Open {
-		q.and("open = 1")
+		q.and("r.open = 1")
 	}
 	if !f.Since.IsZero() {
-		q.and("created >= ?", nanos(f.Since))
+		q.and("r.created >= ?", nanos(f.Since))
 	}
 	if f.Status != "" {
-		q.and("id IN (SELECT request FROM request_status WHERE status = ?)", string(f.Status))
+		q.and("r.id IN (SELECT request FROM request_status WHERE status = ?)", string(f.Status))
 	}
-	// What is asked of a request's machines is asked of them alone, where the
-	// index is; what else is known of the request narrows that.
-	var vms selection
-	if f.VM != nil {
+	if f.VM != nil { // its own index has what else is known of the request
+		var vms selection
 		vms.and("vm = ?", f.VM.Key())
-	}
-	vms.below("vm", f.Scope)
-	if len(vms.where) > 0 {
 		if f.Open {
 			vms.and("open = 1")
 		}
 		if !f.Since.IsZero() {
 			vms.and("created >= ?", nanos(f.Since))
 		}
-		q.and("id IN (SELECT request FROM request_vm"+vms.conditions()+")", vms.args...)
+		q.and("r.id IN (SELECT request FROM request_vm"+vms.conditions()+")", vms.args...)
+	}
+	if s := f.Scope; s != "" && s != control.Everywhere {
+		switch in := ofScope(s, true); {
+		case len(from) == 0 && f.VM == nil:
+			from = []stream{in}
+		default:
+			q.and("EXISTS (SELECT 1 FROM "+in.table+" s WHERE s.request = r.id AND "+in.where+")", in.arg)
+		}
 	}
 	order := "id"
 	if f.Newest {
 		order = "id DESC"
 	}
 	if f.After != "" && f.Newest {
-		q.and("id < ?", fold(f.After))
+		q.and("r.id < ?", fold(f.After))
 	} else if f.After != "" {
-		q.and("id > ?", fold(f.After))
+		q.and("r.id > ?", fold(f.After))
 	}
-	return q.text("request", order, f.Limit), q.args
+	if len(from) == 0 {
+		return "SELECT r.doc FROM request r" + q.conditions() + " ORDER BY r." + order + limited(f.Limit), q.args
+	}
+	var parts []string
+	var args []any
+	for n, in := range from {
+		part, id := q, "r.id"
+		table := "request r"
+		if in.table != "" {
+			table, id = in.table+" s JOIN request r ON r.id = s.request", "s.request"
+		}
+		part.where, part.args = append([]string{in.where}, q.where...), append([]any{in.arg}, q.args...)
+		by := strings.Replace(order, "id", id, 1)
+		parts = append(parts, fmt.Sprintf("SELECT id FROM (SELECT %s AS id FROM %s%s ORDER BY %s%s) AS s%d", id, table, part.conditions(), by, limited(f.Limit), n))
+		args = append(args, part.args...)
+	}
+	return "SELECT doc FROM request WHERE id IN (" + strings.Join(parts, " UNION ") + ") ORDER BY " + order + limited(f.Limit), args
 }
 
 func (t *tx) RequestsOf(since time.Time, vms ...control.VMID) ([]control.Request, error) {
@@ -206,24 +279,54 @@ func (t *tx) PutRequest(r control.Request) error {
 	if err != nil {
 		return err
 	}
-	for _, query := range []string{"DELETE FROM request_vm WHERE request = ?", "DELETE FROM request_status WHERE request = ?"} {
-		if _, err := t.exec(query, id); err != nil {
+	places, vms, statuses := placesOf(r)
+	for _, of := range []struct {
+		table, columns string
+		rows           [][]any
+	}{{"request_vm", "vm, request, created, open", vms}, {"request_place", "scope, request, machine", places}, {"request_status", "status, request", statuses}} {
+		if _, err := t.exec("DELETE FROM "+of.table+" WHERE request = ?", id); err != nil {
 			return err
 		}
-	}
-	for _, vm := range r.VMs {
-		_, err := t.exec("INSERT INTO request_vm (vm, request, created, open) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", vm.ID.Key(), id, created, open)
-		if err != nil {
-			return err
-		}
-		for _, p := range vm.Ports {
-			_, err := t.exec("INSERT INTO request_status (status, request) VALUES (?, ?) ON CONFLICT DO NOTHING", string(p.Status), id)
-			if err != nil {
+		for some := range slices.Chunk(of.rows, chunk) {
+			tuple := "(" + tuples(len(some[0]), "?") + ")"
+			if _, err := t.exec("INSERT INTO "+of.table+" ("+of.columns+") VALUES "+tuples(len(some), tuple), slices.Concat(some...)...); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// placesOf are the rows beside a request: the subscriptions and groups that its
+// machines or its policy are in, its machines, and the statuses of its ports.
+func placesOf(r control.Request) (places, vms, statuses [][]any) {
+	id, created, open := fold(r.ID), nanos(r.Start), flag(r.Open())
+	machine := map[string]bool{} // by scope: one of its machines is there
+	add := func(key string, is bool) {
+		for _, depth := range []int{subscriptionDepth, groupDepth} {
+			scope := ancestor(key, depth)
+			machine[scope] = machine[scope] || is
+		}
+	}
+	add(r.Policy.Key(), false)
+	keys, had := map[string]bool{}, map[control.Status]bool{}
+	for _, vm := range r.VMs {
+		add(vm.ID.Key(), true)
+		keys[vm.ID.Key()] = true
+		for _, p := range vm.Ports {
+			had[p.Status] = true
+		}
+	}
+	for _, scope := range slices.Sorted(maps.Keys(machine)) {
+		places = append(places, []any{scope, id, flag(machine[scope])})
+	}
+	for _, vm := range slices.Sorted(maps.Keys(keys)) {
+		vms = append(vms, []any{vm, id, created, open})
+	}
+	for _, status := range slices.Sorted(maps.Keys(had)) {
+		statuses = append(statuses, []any{string(status), id})
+	}
+	return places, vms, statuses
 }
 
 // --- documents ---

@@ -20,3 +20,12 @@ CREATE TABLE machine_count (
 	n   BIGINT NOT NULL,
 	PRIMARY KEY (grp, tab)
 );
+
+-- The subscriptions and resource groups that a request's machines are in, and
+-- that its policy is in, where no machine may be.
+CREATE TABLE request_place (
+	scope   TEXT NOT NULL,
+	request TEXT NOT NULL REFERENCES request (id) ON DELETE CASCADE,
+	machine SMALLINT NOT NULL,
+	PRIMARY KEY (scope, request)
+);
