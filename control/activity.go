@@ -38,6 +38,7 @@ type ActivityFilter struct {
 	From, To time.Time // [From, To)
 	Newest   bool      // newest first
 	After    uint64    // Seq of the last line of the page before
+	Within   uint64    // Seq of the line that the page ends before; 0: none
 	Limit    int       // 0: no limit
 }
 
@@ -126,24 +127,24 @@ func (e *Engine) ListActivity(ctx context.Context, c Caller, f ActivityFilter) (
 // activityOf reads the lines the filter selects of those the caller may read.
 // The scopes of a caller do not overlap, so neither do their lines.
 func activityOf(tx Tx, c Caller, f ActivityFilter) (lines []Activity, err error) {
-	may := within(c.scopes(ActionActivity), cmp.Or(f.Scope, Everywhere))
-	for _, s := range may {
+	for n, s := range within(c.scopes(ActionActivity), cmp.Or(f.Scope, Everywhere)) {
 		f.Scope = s
 		some, err := tx.Activity(f)
 		if err != nil {
 			return nil, err
 		}
-		lines = append(lines, some...)
-	}
-	if len(may) > 1 {
+		if lines = append(lines, some...); n == 0 {
+			continue
+		}
 		slices.SortFunc(lines, func(a, b Activity) int {
 			if f.Newest {
 				a, b = b, a
 			}
 			return cmp.Compare(a.Seq, b.Seq)
 		})
-		if f.Limit > 0 && len(lines) > f.Limit {
+		if f.Limit > 0 && len(lines) >= f.Limit {
 			lines = lines[:f.Limit]
+			f.Within = lines[f.Limit-1].Seq // of the other scopes nothing behind it is wanted
 		}
 	}
 	return lines, nil

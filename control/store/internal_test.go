@@ -40,6 +40,13 @@ func TestPlans(t *testing.T) {
 	}
 	defer s.Close()
 	vm := control.VMID{Subscription: "s", Group: "g", Kind: "Microsoft.Compute/virtualMachines", Name: "v"}
+	lines := func(f control.ActivityFilter) (string, []any) {
+		w := way{last: math.MaxInt64}
+		if asked := columnsOf(f); len(asked) > 0 {
+			w.by = asked[0].name
+		}
+		return activity(f, w)
+	}
 	of := func(query string, args []any) func() (string, []any) {
 		return func() (string, []any) { return query, args }
 	}
@@ -59,15 +66,21 @@ func TestPlans(t *testing.T) {
 			return requests(control.RequestFilter{Scope: "/subscriptions/s", Newest: true, After: "x", Limit: 9}, nil)
 		}, "sqlite_autoindex_request_place_1 (scope=? AND request<?)"},
 		"documents after seq": {of(documentsAfter, []any{1}), "document_seq (seq>?)"},
-		"newest activity":     {func() (string, []any) { return activity(control.ActivityFilter{Newest: true, Limit: 9, After: 5}) }, "activity"},
+		"newest activity":     {func() (string, []any) { return lines(control.ActivityFilter{Newest: true, Limit: 9, After: 5}) }, "activity"},
 		"activity of a subscription": {func() (string, []any) {
-			return activity(control.ActivityFilter{Newest: true, Limit: 9, Scope: "/subscriptions/s", After: 5})
+			return lines(control.ActivityFilter{Newest: true, Limit: 9, Scope: "/subscriptions/s", After: 5})
 		}, "activity_sub (sub=? AND seq<?)"},
 		"activity of a group": {func() (string, []any) {
-			return activity(control.ActivityFilter{Newest: true, Limit: 9, Scope: control.GroupScope("s", "g")})
+			return lines(control.ActivityFilter{Newest: true, Limit: 9, Scope: control.GroupScope("s", "g")})
 		}, "activity_grp (grp=?)"},
+		"activity of a group's hours": {func() (string, []any) {
+			return activity(control.ActivityFilter{Newest: true, Limit: 9, Scope: control.GroupScope("s", "g"), From: time.Unix(1, 0), Event: "e", Actor: "a"}, way{by: "event", first: 7, last: 9})
+		}, "activity_event (event=? AND seq>? AND seq<?)"},
+		"activity of days": {func() (string, []any) {
+			return activity(control.ActivityFilter{Newest: true, Limit: 9, From: time.Unix(1, 0), Event: "e", Actor: "a"}, way{first: 7, last: 9})
+		}, "sqlite_autoindex_activity_1 (seq>? AND seq<?)"},
 		"activity of a machine": {func() (string, []any) {
-			return activity(control.ActivityFilter{Newest: true, Limit: 9, Scope: vm.Scope()})
+			return lines(control.ActivityFilter{Newest: true, Limit: 9, Scope: vm.Scope()})
 		}, "activity_scope (scope=?)"},
 		"machines of a group": {func() (string, []any) {
 			return s.vms(control.VMFilter{Scope: control.GroupScope("s", "g"), After: "x", Limit: 9})

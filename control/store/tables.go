@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -674,11 +675,20 @@ func (t *tx) AppendActivity(lines ...control.Activity) error {
 		return err
 	}
 	t.changed = true
+	hours := map[int64]*[3]int64{} // the first, the last, how many
 	for some := range slices.Chunk(lines, chunk) {
 		var args []any
 		for _, a := range some {
 			a.Seq = first
 			first++
+			hour := nanos(a.Time) / int64(time.Hour)
+			in := hours[hour]
+			if in == nil {
+				in = &[3]int64{number(a.Seq)}
+				hours[hour] = in
+			}
+			in[1] = number(a.Seq)
+			in[2]++
 			doc, err := encode(a)
 			if err != nil {
 				t.failed = err
@@ -688,6 +698,13 @@ func (t *tx) AppendActivity(lines ...control.Activity) error {
 			args = append(args, number(a.Seq), nanos(a.Time), ancestor(scope, subscriptionDepth), ancestor(scope, groupDepth), scope, a.Event, a.Actor, doc)
 		}
 		if _, err := t.exec("INSERT INTO activity (seq, ts, sub, grp, scope, event, actor, doc) VALUES "+tuples(len(some), "(?, ?, ?, ?, ?, ?, ?, ?)"), args...); err != nil {
+			return err
+		}
+	}
+	for hour, in := range hours {
+		_, err := t.exec(`INSERT INTO activity_hour (hour, first, last, n) VALUES (?, ?, ?, ?)
+			ON CONFLICT (hour) DO UPDATE SET last = excluded.last, n = activity_hour.n + excluded.n`, hour, in[0], in[1], in[2])
+		if err != nil {
 			return err
 		}
 	}
@@ -718,46 +735,155 @@ func ancestor(scope string, depth int) string {
 }
 
 func (t *tx) Activity(f control.ActivityFilter) ([]control.Activity, error) {
-	query, args := activity(f)
+	w, err := t.way(f)
+	if err != nil {
+		return nil, err
+	}
+	query, args := activity(f, w)
 	return all[control.Activity](t, query, args...)
 }
 
-// activity is the query of a filter. A subscription and a group have a column
-// each, which an index has in the order of seq; below other scopes is nothing.
-func activity(f control.ActivityFilter) (string, []any) {
-	var q selection
+// way is how lines are looked for: by the index of one column, where all that
+// is there may be looked at. Without one, in the order of seq.
+type way struct {
+	by          string // the column
+	first, last int64  // what is in the time of the filter is in these seqs, and some that is not
+}
+
+// fewLines may be looked at for one page.
+const fewLines = 20_000
+
+// way is the one with the fewest lines to look at, as far as that can be told
+// by counting no more than fewLines. Engines know what is rare, and not what
+// goes together: that seq rises with time above all.
+func (t *tx) way(f control.ActivityFilter) (w way, err error) {
+	w = way{first: math.MinInt64, last: math.MaxInt64}
+	fewest := fewLines + 1
+	asked := columnsOf(f)
+	if !f.From.IsZero() || !f.To.IsZero() {
+		var lines int
+		err := t.read(func(rows *sql.Rows) error { return rows.Scan(&w.first, &w.last, &lines) },
+			"SELECT COALESCE(min(first), 0), COALESCE(max(last), 0), COALESCE(CAST(sum(n) AS BIGINT), 0) FROM activity_hour WHERE hour >= ? AND hour <= ?",
+			hourOf(f.From, math.MinInt64), hourOf(f.To, math.MaxInt64))
+		if err != nil {
+			return w, err
+		}
+		if lines < fewest {
+			w.by, fewest = "ts", lines
+		}
+	}
+	for _, c := range asked {
+		if len(asked) == 1 && w.by == "" {
+			w.by = c.name
+			break // what there is, is in its order
+		}
+		var q selection
+		q.and(c.name+" = ?", c.value)
+		q.pages(f, w, "seq")
+		var lines int
+		err := t.read(func(rows *sql.Rows) error { return rows.Scan(&lines) }, "SELECT count(*) FROM (SELECT 1 FROM activity"+q.conditions()+limited(fewest)+") AS few", q.args...)
+		if err != nil {
+			return w, err
+		}
+		if lines < fewest || w.by == "" {
+			w.by, fewest = c.name, lines
+		}
+	}
+	return w, nil
+}
+
+// hourOf is where activity_hour counts lines of a time. Every line between two
+// times is counted between their hours.
+func hourOf(at time.Time, unless int64) int64 {
+	if at.IsZero() {
+		return unless
+	}
+	return nanos(at) / int64(time.Hour)
+}
+
+// column is one that has to have a value.
+type column struct{ name, value string }
+
+// columnsOf are those that a filter asks of. A subscription and a group have a
+// column each; below other scopes is nothing.
+func columnsOf(f control.ActivityFilter) (asked []column) {
 	scope := fold(string(f.Scope))
 	switch depth := strings.Count(scope, "/"); {
 	case scope == "" || scope == string(control.Everywhere):
 	case depth == subscriptionDepth:
-		q.and("sub = ?", scope)
+		asked = append(asked, column{"sub", scope})
 	case depth == groupDepth:
-		q.and("grp = ?", scope)
+		asked = append(asked, column{"grp", scope})
 	default:
-		q.and("scope = ?", scope)
-	}
-	if f.Event != "" {
-		q.and("event = ?", f.Event)
+		asked = append(asked, column{"scope", scope})
 	}
 	if f.Actor != "" {
-		q.and("actor = ?", f.Actor)
+		asked = append(asked, column{"actor", f.Actor})
+	}
+	if f.Event != "" {
+		asked = append(asked, column{"event", f.Event})
+	}
+	return asked
+}
+
+// activity is the query of a filter. What is not to be gone by is written so
+// that no index has it.
+func activity(f control.ActivityFilter, w way) (string, []any) {
+	var q selection
+	for _, c := range columnsOf(f) {
+		if c.name == w.by {
+			q.and(c.name+" = ?", c.value)
+		} else {
+			q.and(c.name+" || '' = ?", c.value)
+		}
+	}
+	ts, seq := "ts + 0", "seq"
+	if w.by == "ts" {
+		ts, seq = "ts", "seq + 0"
 	}
 	if !f.From.IsZero() {
-		q.and("ts >= ?", nanos(f.From))
+		q.and(ts+" >= ?", nanos(f.From))
 	}
 	if !f.To.IsZero() {
-		q.and("ts < ?", nanos(f.To))
+		q.and(ts+" < ?", nanos(f.To))
 	}
-	order := "seq"
+	q.pages(f, w, seq)
+	order := seq
 	if f.Newest {
-		order = "seq DESC"
+		order += " DESC"
 	}
-	if f.After > 0 && f.Newest {
-		q.and("seq < ?", number(f.After))
-	} else if f.After > 0 {
-		q.and("seq > ?", number(f.After))
+	if w.by != "ts" {
+		return q.text("activity", order, f.Limit), q.args
 	}
-	return q.text("activity", order, f.Limit), q.args
+	// Only numbers are sorted.
+	return "SELECT doc FROM activity WHERE seq IN (SELECT seq FROM activity" + q.conditions() + " ORDER BY " + order + limited(f.Limit) + ") ORDER BY " + strings.Replace(order, seq, "seq", 1), q.args
+}
+
+// behind is the first seq that is higher.
+func behind(seq uint64) int64 { return number(min(seq, math.MaxInt64-1) + 1) }
+
+// pages asks for what is behind the page before.
+func (q *selection) pages(f control.ActivityFilter, w way, seq string) {
+	above, below := w.first, w.last // both are in it
+	if f.Newest {
+		if f.After > 0 {
+			below = min(below, number(f.After)-1)
+		}
+		if f.Within > 0 {
+			above = max(above, behind(f.Within))
+		}
+	} else {
+		above = max(above, behind(f.After))
+		if f.Within > 0 {
+			below = min(below, number(f.Within)-1)
+		}
+	}
+	if above > 1 {
+		q.and(seq+" >= ?", above)
+	}
+	if below < math.MaxInt64 {
+		q.and(seq+" <= ?", below)
+	}
 }
 
 // --- who may what ---

@@ -29,3 +29,17 @@ CREATE TABLE request_place (
 	machine SMALLINT NOT NULL,
 	PRIMARY KEY (scope, request)
 );
+
+-- Where in the log the lines of an hour are, which is counted from 1970, and
+-- how many there are: agents tell of what was long ago, so the order of seq is
+-- only nearly that of time.
+CREATE TABLE activity_hour (
+	hour  BIGINT PRIMARY KEY NOT NULL,
+	first BIGINT NOT NULL,
+	last  BIGINT NOT NULL,
+	n     BIGINT NOT NULL
+);
+INSERT INTO activity_hour (hour, first, last, n) SELECT ts / 3600000000000, min(seq), max(seq), count(*) FROM activity GROUP BY 1;
+DROP INDEX activity_ts;
+CREATE INDEX activity_ts ON activity (ts, seq);
+CREATE INDEX activity_event ON activity (event, seq);
