@@ -99,6 +99,9 @@ type PolicyInput struct {
 // ignored.
 type PolicyFilter struct {
 	Subscription, Group, Location string
+	// Reader narrows them to those in any of these scopes, or with a machine
+	// there; nil does not.
+	Reader []Scope
 }
 
 // PolicyView is a policy with the history of requests under it.
@@ -110,14 +113,25 @@ type PolicyView struct {
 // historyShown is how many requests a PolicyView has at most: the newest.
 const historyShown = 1000
 
+// How a page of policies is made: some may have a thousand machines.
+const (
+	policiesRead = 4   // at once
+	policyWeight = 500 // machines and requests of a page: it ends with the policy that reaches this
+)
+
 // ListPolicies lists the policies the caller may read, a page of at most limit
-// (0: all) after the Key after. next is empty on the last page.
+// (0: all) after the Key after. A page of large ones is shorter. next is empty
+// on the last page.
 func (e *Engine) ListPolicies(ctx context.Context, c Caller, f PolicyFilter, after string, limit int) (page []PolicyView, next string, err error) {
 	now := e.Now()
+	if may := c.scopes(ActionRead); !slices.Contains(may, Everywhere) {
+		f.Reader = append([]Scope{}, may...)
+	}
 	err = e.Store.View(ctx, func(tx Tx) error {
 		page, next = nil, ""
+		weight := 0
 		for from := after; ; {
-			some, err := tx.Policies(f, from, limit)
+			some, err := tx.Policies(f, from, policiesRead)
 			if err != nil {
 				return err
 			}
@@ -128,8 +142,8 @@ func (e *Engine) ListPolicies(ctx context.Context, c Caller, f PolicyFilter, aft
 					continue
 				}
 				// One more than the page is read, to know whether it is the last.
-				if limit > 0 && len(page) == limit {
-					next = page[limit-1].ID.Key()
+				if limit > 0 && (len(page) == limit || weight >= policyWeight) {
+					next = page[len(page)-1].ID.Key()
 					return nil
 				}
 				view, err := viewPolicy(tx, seen, len(seen.VMs) == len(p.VMs), now)
@@ -137,9 +151,13 @@ func (e *Engine) ListPolicies(ctx context.Context, c Caller, f PolicyFilter, aft
 					return err
 				}
 				page = append(page, view)
+				weight += len(view.VMs) + len(view.Requests)
 			}
-			if limit == 0 || len(some) < limit {
+			if len(some) < policiesRead {
 				return nil
+			}
+			if err := ctx.Err(); err != nil {
+				return err
 			}
 		}
 	})

@@ -21,16 +21,44 @@ func (t *tx) Policy(id control.PolicyID) (control.Policy, error) {
 }
 
 func (t *tx) Policies(f control.PolicyFilter, after string, limit int) ([]control.Policy, error) {
+	query, args := policies(f, after, limit)
+	return all[control.Policy](t, query, args...)
+}
+
+// policies is the query of a filter. A subscription and a group are a range of
+// ids, which is in their order.
+func policies(f control.PolicyFilter, after string, limit int) (string, []any) {
 	var q selection
-	for _, part := range []struct{ column, value string }{{"sub", f.Subscription}, {"grp", f.Group}, {"location", f.Location}} {
-		if part.value != "" {
-			q.and(part.column+" = ?", fold(part.value))
-		}
+	switch {
+	case f.Subscription != "" && f.Group != "":
+		q.within("id", control.GroupScope(f.Subscription, f.Group))
+	case f.Subscription != "":
+		q.within("id", control.SubscriptionScope(f.Subscription))
+	case f.Group != "":
+		q.and("grp = ?", fold(f.Group))
+	}
+	if f.Location != "" {
+		q.and("location = ?", fold(f.Location))
 	}
 	if after != "" {
 		q.and("id > ?", fold(after))
 	}
-	return all[control.Policy](t, q.text("policy", "id", limit), q.args...)
+	if f.Reader != nil {
+		var any selection
+		any.and("1 = 0")
+		for _, s := range f.Reader {
+			var policy, vm selection
+			policy.below("id", s)
+			vm.and("policy_vm.policy = policy.id")
+			vm.below("policy_vm.vm", s)
+			if s == control.Everywhere {
+				policy.and("1 = 1")
+			}
+			any.and("("+strings.Join(policy.where, " AND ")+") OR EXISTS (SELECT 1 FROM policy_vm"+vm.conditions()+")", append(policy.args, vm.args...)...)
+		}
+		q.and("("+strings.Join(any.where, " OR ")+")", any.args...)
+	}
+	return q.text("policy", "id", limit), q.args
 }
 
 func (t *tx) PoliciesOf(vms ...control.VMID) ([]control.Policy, error) {

@@ -226,6 +226,12 @@ func (q *selection) below(column string, s control.Scope) {
 	q.and("("+column+" >= ? AND "+column+" < ? AND ("+column+" = ? OR "+column+" >= ?))", in, in+"0", in, in+"/")
 }
 
+// within asks that the column is of something in a scope.
+func (q *selection) within(column string, s control.Scope) {
+	in := fold(string(s))
+	q.and(column+" > ? AND "+column+" < ?", in+"/", in+"0")
+}
+
 // text is the query, of the documents in a table.
 func (q *selection) text(table, order string, limit int) string {
 	return "SELECT doc FROM " + table + q.conditions() + " ORDER BY " + order + limited(limit)

@@ -43,3 +43,7 @@ INSERT INTO activity_hour (hour, first, last, n) SELECT ts / 3600000000000, min(
 DROP INDEX activity_ts;
 CREATE INDEX activity_ts ON activity (ts, seq);
 CREATE INDEX activity_event ON activity (event, seq);
+
+-- A policy's machines in a scope.
+DROP INDEX policy_vm_policy;
+CREATE INDEX policy_vm_policy ON policy_vm (policy, vm);
