@@ -260,3 +260,124 @@ func TestMigrations(t *testing.T) {
 		}
 	}
 }
+
+// mute is an engine whose transactions cannot be announced: so none that has
+// something to announce is committed.
+type mute struct{ engine }
+
+var errMute = errors.New("nobody hears")
+
+func (mute) announce(context.Context, *sql.Tx) error { return errMute }
+
+// Nobody who was committed with others is told that it happened where it did
+// not, refusals included: they may have been for what others had written.
+func TestTogetherOrNone(t *testing.T) {
+	s, err := open(t.Context(), filepath.Join(t.TempDir(), "control.db"), hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.engine = mute{s.engine}
+	refusal := errors.New("refused")
+	var fs []func(control.Tx) error
+	for range 5 {
+		fs = append(fs,
+			func(x control.Tx) error { return x.PutMeta("quiet", nil) },
+			func(x control.Tx) error { return x.AppendActivity(control.Activity{}) },
+			func(x control.Tx) error { return refusal })
+	}
+	held, release := make(chan struct{}), make(chan struct{})
+	first := make(chan error, 1)
+	go func() {
+		first <- s.Update(t.Context(), func(control.Tx) error { close(held); <-release; return nil })
+	}()
+	<-held
+	outcomes := make(chan error, len(fs))
+	for _, f := range fs {
+		go func() { outcomes <- s.Update(t.Context(), f) }()
+	}
+	for n := 0; n < len(fs); {
+		s.updates.mu.Lock()
+		n = len(s.updates.waiting)
+		s.updates.mu.Unlock()
+		time.Sleep(time.Millisecond)
+	}
+	close(release)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	for range fs {
+		if err := <-outcomes; !errors.Is(err, errMute) {
+			t.Errorf("came back with %v", err)
+		}
+	}
+	err = s.View(t.Context(), func(x control.Tx) error {
+		lines, err := x.Activity(control.ActivityFilter{})
+		if len(lines) > 0 {
+			t.Errorf("%d lines are there", len(lines))
+		}
+		if _, there := x.Meta("quiet"); !errors.Is(there, control.ErrNotFound) {
+			t.Errorf("a value is there: %v", there)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	// It goes on after that.
+	if err := s.Update(t.Context(), func(x control.Tx) error { return x.PutMeta("quiet", nil) }); err != nil {
+		t.Error(err)
+	}
+}
+
+// Where a transaction breaks down under one Update, those that had their turn
+// before are told so, and those behind it get another.
+func TestTogetherBrokenDown(t *testing.T) {
+	s, err := open(t.Context(), filepath.Join(t.TempDir(), "control.db"), hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	u := make([]*update, 3)
+	outcomes := make(chan error, 3)
+	for i := range u {
+		u[i] = &update{turn: make(chan turn, 1), ran: make(chan ran, 1), outcome: make(chan error, 1)}
+		go func() {
+			mine := <-u[i].turn
+			if mine.err == nil {
+				_, err := s.run(t.Context(), func(x control.Tx) error {
+					if i == 1 {
+						_, err := x.(*tx).sql.ExecContext(t.Context(), "ROLLBACK")
+						return errors.Join(errors.New("the disk"), err)
+					}
+					return x.PutMeta(fmt.Sprint(i), nil)
+				}, mine)
+				u[i].ran <- ran{err: err}
+				mine.err = <-u[i].outcome
+			}
+			outcomes <- mine.err
+		}()
+	}
+	rest := s.together(u)
+	for range 2 {
+		if e := control.AsError(<-outcomes); e == nil || e.Kind != control.Unavailable {
+			t.Errorf("came back with %v", e)
+		}
+	}
+	if len(rest) != 1 || rest[0] != u[2] {
+		t.Fatalf("%d are left", len(rest))
+	}
+	if left := s.together(rest); len(left) > 0 || <-outcomes != nil {
+		t.Error("the last one did not get its turn")
+	}
+	if err := s.View(t.Context(), func(x control.Tx) error {
+		_, err := x.Meta("0")
+		if !errors.Is(err, control.ErrNotFound) {
+			t.Errorf("what the first wrote: %v", err)
+		}
+		_, err = x.Meta("2")
+		return err
+	}); err != nil {
+		t.Errorf("what the last wrote: %v", err)
+	}
+}

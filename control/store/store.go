@@ -26,6 +26,7 @@ import (
 type store struct {
 	engine
 	wakers
+	updates updates
 
 	mu      sync.Mutex
 	closed  bool
@@ -153,26 +154,7 @@ func (s *store) Ping(ctx context.Context) error {
 // View runs f on one consistent state.
 func (s *store) View(ctx context.Context, f func(control.Tx) error) error {
 	return s.transact(ctx, s.reader, func(x *sql.Tx) (changed bool, err error) {
-		return false, run(f, &tx{store: s, ctx: ctx, sql: x, readOnly: true})
-	})
-}
-
-// Update runs f and commits.
-func (s *store) Update(ctx context.Context, f func(control.Tx) error) error {
-	return s.transact(ctx, s.writer, func(x *sql.Tx) (changed bool, err error) {
-		if err := s.took(ctx, x, s.begun); err != nil {
-			return false, err
-		}
-		t := &tx{store: s, ctx: ctx, sql: x}
-		if err := run(f, t); err != nil {
-			return false, err
-		}
-		if t.changed {
-			if err := s.took(ctx, x, s.announce); err != nil {
-				return false, err
-			}
-		}
-		return t.changed, nil
+		return false, run(f, &tx{store: s, ctx: ctx, call: ctx, sql: x, readOnly: true})
 	})
 }
 

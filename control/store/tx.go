@@ -21,7 +21,8 @@ import (
 // tx is a control.Tx.
 type tx struct {
 	store    *store
-	ctx      context.Context
+	ctx      context.Context // of the statements
+	call     context.Context // of the call: after its end no statement begins
 	sql      *sql.Tx
 	readOnly bool
 	changed  bool  // documents or activity
@@ -51,6 +52,9 @@ func (t *tx) write(query string, args []any) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := t.call.Err(); err != nil {
+		return 0, t.store.judge(t.call, err)
+	}
 	ctx, cancel := step(t.ctx)
 	defer cancel()
 	r, err := t.sql.ExecContext(ctx, t.store.query(query), args...)
@@ -77,6 +81,10 @@ func (t *tx) read(each func(*sql.Rows) error, query string, args ...any) error {
 	args, err := arguments(args)
 	if err != nil {
 		return err
+	}
+	if err := t.call.Err(); err != nil {
+		t.failed = t.store.judge(t.call, err)
+		return t.failed
 	}
 	ctx, cancel := step(t.ctx)
 	defer cancel()

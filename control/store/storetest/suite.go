@@ -49,6 +49,7 @@ func Run(t *testing.T, open func(*testing.T) control.Store) {
 		{"hostile strings", hostileStrings},
 		{"long names", longNames},
 		{"reads beside updates", readsBeside},
+		{"updates that are committed together", together},
 		{"changed", changed},
 		{"the end of a call", endOfCall},
 		{"close", closes},
@@ -1199,6 +1200,100 @@ func readsBeside(t *testing.T, s control.Store) {
 	}
 	close(release)
 	wg.Wait()
+}
+
+// together has Updates of all kinds wait behind one, which is more than are
+// committed at once: each gets its own outcome, and what failed leaves nothing.
+func together(t *testing.T, s control.Store) {
+	var wg sync.WaitGroup
+	held, release := make(chan struct{}), make(chan struct{})
+	wg.Go(func() {
+		update(t, s, func(control.Tx) error { close(held); <-release; return nil })
+	})
+	<-held
+	const each = 25
+	queued := make(chan struct{}, 6*each)
+	begin := func(f func()) {
+		wg.Go(func() { queued <- struct{}{}; f() })
+	}
+	name := func(kind string, n int) string { return fmt.Sprintf("%s %d", kind, n) }
+	write := func(x control.Tx, what string) error {
+		return errors.Join(x.PutMeta(what, []byte(what)), x.AppendActivity(control.Activity{Event: what}))
+	}
+	gone, leave := context.WithCancel(t.Context())
+	for n := range each {
+		begin(func() { update(t, s, func(x control.Tx) error { return write(x, name("kept", n)) }) })
+		begin(func() {
+			err := s.Update(t.Context(), func(x control.Tx) error { return errors.Join(write(x, name("failed", n)), errBack) })
+			if !errors.Is(err, errBack) {
+				t.Errorf("the error of f came back as %v", err)
+			}
+		})
+		begin(func() { // a statement that the database refuses, whatever f makes of it
+			err := s.Update(t.Context(), func(x control.Tx) error {
+				err := write(x, name("refused", n))
+				x.AppendAgentEvents(control.Record{VM: Machine("s", "g", "v")}, []control.AgentEvent{{Seq: 1}, {Seq: 1}})
+				return err
+			})
+			if err == nil {
+				t.Error("what the database refused came back as done")
+			}
+		})
+		begin(func() {
+			defer func() {
+				if r := recover(); r != "panic of f" {
+					t.Errorf("recovered %v", r)
+				}
+			}()
+			s.Update(t.Context(), func(x control.Tx) error {
+				if err := write(x, name("panicked", n)); err != nil {
+					t.Error(err)
+				}
+				panic("panic of f")
+			})
+		})
+		begin(func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			err := s.Update(ctx, func(x control.Tx) error {
+				err := write(x, name("ended within", n))
+				cancel()
+				return err
+			})
+			if !errors.Is(err, context.Canceled) || control.AsError(err) != nil {
+				t.Errorf("a call that ended within: %v", err)
+			}
+		})
+		begin(func() {
+			err := s.Update(gone, func(x control.Tx) error { return write(x, name("gone", n)) })
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("a call that ended while it waited: %v", err)
+			}
+		})
+	}
+	for range 6 * each {
+		<-queued
+	}
+	leave()
+	time.Sleep(50 * time.Millisecond) // most of them wait by now; any of them may
+	close(release)
+	wg.Wait()
+	view(t, s, func(x control.Tx) error {
+		names, err := x.MetaNames()
+		if err != nil {
+			return err
+		}
+		names = slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, "kept ") && !strings.Contains(n, " ") })
+		same(t, len(names), each)
+		lines, err := x.Activity(control.ActivityFilter{})
+		same(t, len(lines), each)
+		for i, l := range lines {
+			same(t, l.Seq, uint64(i+1))
+			if !strings.HasPrefix(l.Event, "kept ") || !slices.Contains(names, l.Event) {
+				t.Errorf("%q is there", l.Event)
+			}
+		}
+		return err
+	})
 }
 
 // short keeps a string apart from others and inside what an index takes.
