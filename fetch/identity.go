@@ -75,13 +75,10 @@ func (i identity) certified(chain []byte) (identity, error) {
 	return i, nil
 }
 
-// forTLS is the identity as a handshake shows it.
+// forTLS is the identity as a handshake shows it. The control plane knows the
+// authority, and would keep its certificate again for every connection.
 func (i identity) forTLS() *tls.Certificate {
-	c := &tls.Certificate{PrivateKey: i.key, Leaf: i.leaf, Certificate: [][]byte{i.leaf.Raw}}
-	for _, o := range i.others {
-		c.Certificate = append(c.Certificate, o.Raw)
-	}
-	return c
+	return &tls.Certificate{PrivateKey: i.key, Leaf: i.leaf, Certificate: [][]byte{i.leaf.Raw}}
 }
 
 func (i identity) encode() ([]byte, error) {

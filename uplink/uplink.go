@@ -154,7 +154,7 @@ type Certificate struct {
 var errText = errors.New("holds control characters or is too long")
 
 // Documents are the three types in the order they depend on each other.
-var Documents = []policy.Type{policy.TypeTrust, policy.TypePolicy, policy.TypeGrants}
+var Documents = [...]policy.Type{policy.TypeTrust, policy.TypePolicy, policy.TypeGrants}
 
 // File is a document's name, in an inbox and below PathDocuments.
 func File(t policy.Type) string {

@@ -63,6 +63,7 @@ const (
 	sweepEvery   = 5 * time.Second
 	seenEvery    = 30 * time.Second
 	recheckEvery = 10 * time.Minute
+	recheckTick  = 10 * time.Second
 	pageSize     = 500
 	// comeBack is over how long agents that are sent away spread their return.
 	comeBack = 20 * time.Second
@@ -79,8 +80,8 @@ type Line struct {
 	placed chan struct{} // closed when Run knows from where on it follows
 
 	mu       sync.Mutex
-	sessions map[string]map[*session]struct{} // by Key of the machine
-	limits   map[string]*limits               // the same
+	sessions map[string][]*session // by Key of the machine
+	limits   map[string]*limits    // the same
 	seen     map[string]time.Time
 	leaving  bool
 	ending   sync.WaitGroup
@@ -92,7 +93,7 @@ func New(c Config) *Line {
 		c.Now = time.Now
 	}
 	l := &Line{Config: c, mux: http.NewServeMux(), turns: make(chan struct{}, atOnce), enrols: rate.NewLimiter(enrolRate, enrolBurst),
-		placed: make(chan struct{}), sessions: map[string]map[*session]struct{}{}, limits: map[string]*limits{}, seen: map[string]time.Time{}}
+		placed: make(chan struct{}), sessions: map[string][]*session{}, limits: map[string]*limits{}, seen: map[string]time.Time{}}
 	l.metrics = newMetrics(c.Registry)
 	l.mux.HandleFunc("GET "+uplink.PathCA, l.serveCA)
 	l.mux.HandleFunc("POST "+uplink.PathEnroll, l.serveEnroll)
@@ -363,17 +364,17 @@ type document struct {
 	digest policy.Digest
 }
 
-func digested(d control.Document) (document, error) {
+func digested(d control.Document) (*document, error) {
 	e, err := policy.ParseEnvelope(d.Signed)
 	if err != nil {
-		return document{}, fmt.Errorf("stored %s of %s: %w", d.Type, d.VM, err)
+		return nil, fmt.Errorf("stored %s of %s: %w", d.Type, d.VM, err)
 	}
-	return document{d, e.Digest()}, nil
+	return &document{d, e.Digest()}, nil
 }
 
 // document reads one document for a host that has some versions: its own, and
 // of the trust documents, which are everybody's, the next it can take.
-func (l *Line) document(ctx context.Context, vm control.VMID, t policy.Type, has uplink.Versions) (d document, err error) {
+func (l *Line) document(ctx context.Context, vm control.VMID, t policy.Type, has uplink.Versions) (d *document, err error) {
 	var stored control.Document
 	if t == policy.TypeTrust {
 		stored, err = l.Engine.TrustAfter(ctx, vm, has.Trust)
@@ -384,7 +385,7 @@ func (l *Line) document(ctx context.Context, vm control.VMID, t policy.Type, has
 		})
 	}
 	if err != nil {
-		return document{}, err
+		return nil, err
 	}
 	return digested(stored)
 }
@@ -423,7 +424,8 @@ func (l *Line) serveLine(w http.ResponseWriter, r *http.Request) {
 		socket.Cut()
 		return
 	}
-	s.serve()
+	// Not in this goroutine: net/http keeps its buffers for as long as that lives.
+	go s.serve()
 }
 
 func (l *Line) isLeaving() bool {

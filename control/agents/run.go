@@ -3,7 +3,9 @@ package agents
 import (
 	"context"
 	"maps"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jitgate/jitgate/control"
@@ -28,6 +30,9 @@ func (l *Line) Run(ctx context.Context) error {
 		at, err = l.newest(ctx)
 	}
 	close(l.placed)
+	var rechecking sync.WaitGroup
+	defer rechecking.Wait()
+	rechecking.Go(func() { l.recheck(ctx) })
 	sweep, seen := time.NewTicker(sweepEvery), time.NewTicker(seenEvery)
 	defer sweep.Stop()
 	defer seen.Stop()
@@ -49,6 +54,31 @@ func (l *Line) Run(ctx context.Context) error {
 		// this one stopped.
 		if at, err = l.follow(ctx, at); err != nil && ctx.Err() == nil {
 			l.Log.Error("what the agents have yet to get cannot be read, trying again", "error", err)
+		}
+	}
+}
+
+// recheck looks at each certificate again from time to time, until ctx ends.
+func (l *Line) recheck(ctx context.Context) {
+	tick := time.NewTicker(recheckTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := l.Now()
+		for _, s := range l.listeners("") {
+			// A clock that was set back must not put it off.
+			if s.socket == nil || now.Sub(s.looked).Abs() < recheckEvery {
+				continue
+			}
+			s.looked = now // nobody else reads it
+			s.recheck()
+			if ctx.Err() != nil {
+				return
+			}
 		}
 	}
 }
@@ -159,15 +189,10 @@ func (l *Line) listeners(key string) (list []*session) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if key != "" {
-		for s := range l.sessions[key] {
-			list = append(list, s)
-		}
-		return list
+		return slices.Clone(l.sessions[key])
 	}
 	for _, of := range l.sessions {
-		for s := range of {
-			list = append(list, s)
-		}
+		list = append(list, of...)
 	}
 	return list
 }
@@ -187,12 +212,7 @@ func (l *Line) doubt(ctx context.Context, a control.Activity) error {
 			continue
 		}
 		l.Log.Info("an agent is sent away", "vm", a.VM, "after", a.Event)
-		if s.socket != nil {
-			// Not here: an agent that does not read must not hold up the others.
-			go s.socket.Close(uplink.CloseRefused, "this agent was revoked, or another has taken its place")
-			time.AfterFunc(cutAfter, func() { s.socket.Cut() })
-		}
-		s.cancel()
+		s.sendAway("this agent was revoked, or another has taken its place")
 	}
 	return nil
 }

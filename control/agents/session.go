@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +17,10 @@ import (
 
 // session is one agent that listens: on a WebSocket, or for the time of one
 // poll.
+//
+// Ten thousand of them are idle at a time, so an idle one is small: a WebSocket
+// has one goroutine, which reads, and gets another while there is something to
+// write.
 type session struct {
 	line   *Line
 	who    control.Recognised
@@ -22,24 +28,43 @@ type session struct {
 	socket *uplink.Socket // nil: a poll
 	cancel context.CancelFunc
 	ctx    context.Context
-	wake   chan struct{} // something lies in queue
+	wake   chan struct{} // of a poll: something lies in a queue
 
-	mu     sync.Mutex
-	ready  bool                     // the agent has said what it has
-	have   uplink.Versions          // in force there
-	held   []uplink.Held            // there, and not in force
-	sent   map[policy.Type]document // the last of each
-	queue  map[policy.Type]document // the newest of each that is not sent
-	down   uplink.Down              // what else there is to say
-	spoken bool                     // down has something
+	mu      sync.Mutex
+	ready   bool                        // the agent has said what it has
+	writing bool                        // somebody writes to the socket
+	over    bool                        // nobody begins to
+	have    uplink.Versions             // in force there
+	held    []uplink.Held               // there, and not in force
+	kinds   [len(uplink.Documents)]kind // in their order
+	down    uplink.Down                 // what else there is to say
+	spoken  bool                        // down has something
+	looked  time.Time                   // when the certificate was looked at last
+	writer  sync.WaitGroup
+}
+
+// kind is where a session stands with one kind of document.
+type kind struct {
+	sent sent      // the last one
+	next *document // the newest that is not sent
+}
+
+// sent is a document that was sent; zero: none.
+type sent struct{ version, seq uint64 }
+
+// kind returns where the session stands with a kind of document.
+func (s *session) kind(t policy.Type) *kind {
+	return &s.kinds[slices.Index(uplink.Documents[:], t)]
 }
 
 // open makes a session and subscribes it; what is committed from now on
 // reaches its queue. It is nil where the line is leaving.
 func (l *Line) open(who control.Recognised, cert *x509.Certificate, socket *uplink.Socket) *session {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &session{line: l, who: who, cert: cert, socket: socket, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1),
-		sent: map[policy.Type]document{}, queue: map[policy.Type]document{}}
+	s := &session{line: l, who: who, cert: cert, socket: socket, ctx: ctx, cancel: cancel, looked: l.Now().Add(-rand.N(recheckEvery / 2))}
+	if socket == nil {
+		s.wake = make(chan struct{}, 1)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.leaving {
@@ -47,10 +72,7 @@ func (l *Line) open(who control.Recognised, cert *x509.Certificate, socket *upli
 		return nil
 	}
 	key := who.VM.Key()
-	if l.sessions[key] == nil {
-		l.sessions[key] = map[*session]struct{}{}
-	}
-	l.sessions[key][s] = struct{}{}
+	l.sessions[key] = append(l.sessions[key], s)
 	l.ending.Add(1)
 	if socket != nil {
 		l.metrics.connected.Inc()
@@ -65,8 +87,9 @@ func (s *session) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key := s.who.VM.Key()
-	delete(l.sessions[key], s)
-	if len(l.sessions[key]) == 0 {
+	if rest := slices.DeleteFunc(l.sessions[key], func(o *session) bool { return o == s }); len(rest) > 0 {
+		l.sessions[key] = rest
+	} else {
 		delete(l.sessions, key)
 	}
 	if s.socket != nil {
@@ -76,32 +99,33 @@ func (s *session) close() {
 }
 
 // offer puts a document into the queue, in place of an older one of its type.
-func (s *session) offer(d document) {
+func (s *session) offer(d *document) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.wants(d) {
 		return
 	}
-	if q, ok := s.queue[d.Type]; ok && !d.newer(q) {
+	k := s.kind(d.Type)
+	if k.next != nil && !d.newer(sent{k.next.Version, k.next.Seq}) {
 		return
 	}
-	s.queue[d.Type] = d
+	k.next = d
 	s.signal()
 }
 
 // newer reports whether d comes after another document of its type. Of those a
 // control plane wrote it is the one with the higher Seq; trust documents come
 // by version, one by one.
-func (d document) newer(than document) bool {
+func (d *document) newer(than sent) bool {
 	if d.Type == policy.TypeTrust {
-		return d.Version > than.Version
+		return d.Version > than.version
 	}
-	return d.Seq > than.Seq
+	return d.Seq > than.seq
 }
 
 // wants reports whether the agent has yet to get d.
-func (s *session) wants(d document) bool {
-	if was, ok := s.sent[d.Type]; ok && !d.newer(was) {
+func (s *session) wants(d *document) bool {
+	if was := s.kind(d.Type).sent; was != (sent{}) && !d.newer(was) {
 		return false
 	}
 	for _, h := range s.held {
@@ -115,17 +139,24 @@ func (s *session) wants(d document) bool {
 // isNext reports whether a trust document is the next for the host. Where it is
 // not, or is not known to be, those before it come first, as the host says what
 // it has.
-func (s *session) isNext(d document) bool {
+func (s *session) isNext(d *document) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.ready && d.Version == s.have.Trust+1
 }
 
-// signal wakes the writer. s.mu is held.
+// signal has what there is to say said. s.mu is held.
 func (s *session) signal() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
+	if s.socket == nil {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+		return
+	}
+	if !s.writing && !s.over {
+		s.writing = true
+		s.writer.Go(s.write)
 	}
 }
 
@@ -147,13 +178,14 @@ func (s *session) next() (uplink.Down, bool) {
 	if !s.ready {
 		return down, some
 	}
-	for _, t := range uplink.Documents {
-		d, ok := s.queue[t]
-		delete(s.queue, t)
-		if !ok || !s.wants(d) {
+	for i, t := range uplink.Documents {
+		k := &s.kinds[i]
+		d := k.next
+		k.next = nil
+		if d == nil || !s.wants(d) {
 			continue
 		}
-		s.sent[t] = d
+		k.sent = sent{d.Version, d.Seq}
 		down.Documents, some = append(down.Documents, uplink.Document{Type: t, Version: d.Version, Signed: d.Signed}), true
 		s.line.metrics.pushes.WithLabelValues(uplink.File(t)).Inc()
 	}
@@ -165,9 +197,9 @@ func (s *session) next() (uplink.Down, bool) {
 func (s *session) told(ctx context.Context, up uplink.Up) error {
 	s.mu.Lock()
 	again := s.ready && s.have == up.Have
-	for t := range s.sent {
+	for i, t := range uplink.Documents {
 		if up.Have.Of(t) < s.have.Of(t) {
-			delete(s.sent, t) // the host lost what it had
+			s.kinds[i].sent = sent{} // the host lost what it had
 		}
 	}
 	s.have, s.held, s.ready = up.Have, up.Held, true
@@ -225,14 +257,12 @@ func (s *session) take(ctx context.Context, up uplink.Up) error {
 func (s *session) serve() {
 	defer s.close()
 	defer s.socket.Cut()
-	writer := make(chan struct{})
-	go func() {
-		defer close(writer)
-		s.write()
-	}()
 	err := s.read()
 	s.cancel()
-	<-writer
+	s.mu.Lock()
+	s.over = true
+	s.mu.Unlock()
+	s.writer.Wait()
 	closed := &uplink.Closed{}
 	switch refusal := control.AsError(err); {
 	case refusal != nil:
@@ -285,35 +315,34 @@ func (s *session) insist(text []byte) error {
 }
 
 // recheck sends an agent away that has been revoked, or whose certificate is
-// over, and says when that is due for renewal. It reports whether the agent
-// may stay.
-func (s *session) recheck() bool {
+// over, and says when that is due for renewal.
+func (s *session) recheck() {
 	who, err := s.line.recognise(s.ctx, s.cert)
-	if isGone(who, err) {
-		s.socket.Close(uplink.CloseRefused, "the certificate is good no longer")
-		return false
-	}
-	if err == nil && who.Due(s.line.Now()) {
+	switch {
+	case isGone(who, err):
+		s.sendAway("the certificate is good no longer")
+	case err == nil && who.Due(s.line.Now()):
 		s.say(func(d *uplink.Down) { d.Renew = true })
 	}
-	return true
 }
 
+// sendAway closes the connection without waiting for it: an agent that does not
+// read must not hold up the others.
+func (s *session) sendAway(why string) {
+	if s.socket != nil {
+		go s.socket.Close(uplink.CloseRefused, why)
+		time.AfterFunc(cutAfter, func() { s.socket.Cut() })
+	}
+	s.cancel()
+}
+
+// write says what there is to say, and ends when that is all.
 func (s *session) write() {
-	recheck := time.NewTicker(recheckEvery)
-	defer recheck.Stop()
 	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-recheck.C:
-			if !s.recheck() {
-				return
-			}
-			continue
-		case <-s.wake:
-		}
 		down, some := s.next()
+		if !some && s.silent() || s.ctx.Err() != nil {
+			return
+		}
 		if !some {
 			continue
 		}
@@ -328,6 +357,19 @@ func (s *session) write() {
 			return
 		}
 	}
+}
+
+// silent reports whether there is nothing to say after all, and if so leaves the
+// socket to the next who has.
+func (s *session) silent() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	some := s.spoken
+	for _, k := range s.kinds {
+		some = some || s.ready && k.next != nil
+	}
+	s.writing = some
+	return !some
 }
 
 // servePoll is the line without a WebSocket: it takes a report, and answers as
