@@ -193,21 +193,27 @@ func (s *session) next() (uplink.Down, bool) {
 }
 
 // told takes over what the agent says it has, and queues what is newer. The
-// session is subscribed by now, so that nothing falls between.
+// session is subscribed by now, so that nothing falls between: what is
+// committed from now on is offered by itself, and the store is asked for the
+// rest once. It is asked again where the agent has something other than it had
+// and was sent.
 func (s *session) told(ctx context.Context, up uplink.Up) error {
+	var ask []policy.Type
 	s.mu.Lock()
-	again := s.ready && s.have == up.Have
 	for i, t := range uplink.Documents {
-		if up.Have.Of(t) < s.have.Of(t) {
+		has, had := up.Have.Of(t), s.have.Of(t)
+		if has < had {
 			s.kinds[i].sent = sent{} // the host lost what it had
+		}
+		// Trust documents come one by one: after each there may be a next.
+		if !s.ready || has != had && (t == policy.TypeTrust || has != s.kinds[i].sent.version) {
+			ask = append(ask, t)
 		}
 	}
 	s.have, s.held, s.ready = up.Have, up.Held, true
+	s.signal() // what was offered before that may go now
 	s.mu.Unlock()
-	if again {
-		return nil
-	}
-	for _, t := range uplink.Documents {
+	for _, t := range ask {
 		d, err := s.line.document(ctx, s.who.VM, t, up.Have)
 		if errors.Is(err, control.ErrNotFound) {
 			continue
