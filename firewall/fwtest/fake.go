@@ -163,7 +163,7 @@ func (f *Fake) pass(packet firewall.Door) {
 // Admits is the rule of the guard, as slow and plain as it can be said: the
 // oracle backends are held against. packet.Source is a single address.
 func Admits(r firewall.Ruleset, packet firewall.Door) bool {
-	if !guards(r.Ports, packet) {
+	if !Guards(r.Ports, packet) {
 		return true
 	}
 	for open := range r.Openings {
@@ -179,7 +179,8 @@ func admits(open, packet firewall.Door) bool {
 		(open.Protocol == 0 || open.Protocol == packet.Protocol && open.Port == packet.Port)
 }
 
-func guards(ports []firewall.Port, d firewall.Door) bool {
+// Guards reports whether a packet is for a guarded port.
+func Guards(ports []firewall.Port, d firewall.Door) bool {
 	for _, p := range ports {
 		if p.Protocol == d.Protocol && p.First <= d.Port && d.Port <= p.Last {
 			return true
