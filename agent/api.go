@@ -184,6 +184,7 @@ type caller struct {
 	root bool   // root; on Windows SYSTEM or an administrator
 	self bool   // the user the agent runs as
 	pid  int
+	uid  int // where there are such, and the name is known
 }
 
 // String is the caller as records show him.

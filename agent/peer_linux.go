@@ -32,7 +32,7 @@ func peer(c net.Conn) (who caller) {
 }
 
 func ofUID(uid, pid int) caller {
-	return caller{name: fmt.Sprintf("uid %d", uid), root: uid == 0, self: uid == os.Geteuid(), pid: pid}
+	return caller{name: fmt.Sprintf("uid %d", uid), root: uid == 0, self: uid == os.Geteuid(), pid: pid, uid: uid}
 }
 
 // ownCaller is this process.
@@ -55,7 +55,7 @@ func (c caller) process() (name, login string) {
 
 // user is the caller's name, as the host's own list has it. Empty: it has none.
 func (c caller) user() string {
-	if !c.known {
+	if c.name == "" {
 		return ""
 	}
 	u, err := user.LookupId(strconv.Itoa(c.uid))

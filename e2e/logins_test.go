@@ -151,7 +151,9 @@ func TestBesideTheAgent(t *testing.T) {
 		const settings = "/etc/jitgate/agent.toml"
 		m.write(settings, m.read(settings)+"metrics = \"127.0.0.1:9477\"\n")
 		m.run("systemctl", "enable", "-q", "--now", "jitgate-metrics")
-		scraped := func() string { return m.vm.run(t, "curl", "-sS", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", "http://127.0.0.1:9477/metrics") }
+		scraped := func() string {
+			return m.vm.run(t, "curl", "-sS", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", "http://127.0.0.1:9477/metrics")
+		}
 		text := scraped()
 		for _, want := range []string{"\njitgate_openings 1\n", "\njitgate_guard_enforces 1\n", "\njitgate_events_total{event=\"grant.login\"} "} {
 			if !strings.Contains(text, want) {
