@@ -321,8 +321,11 @@ func (b *booted) becomes(what string, good func(status) bool) {
 	until(b.t, patienceToBoot, what, func() bool {
 		var s status
 		var err error
-		out, err = b.try("jitgate", "status", "--json")
-		return err == nil && json.Unmarshal([]byte(out), &s) == nil && good(s)
+		if out, err = b.try("jitgate", "status", "--json"); err == nil && json.Unmarshal([]byte(out), &s) == nil && good(s) {
+			return true
+		}
+		time.Sleep(100 * time.Millisecond) // a program that starts is work for the machine that is waited for
+		return false
 	})
 }
 

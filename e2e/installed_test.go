@@ -220,7 +220,7 @@ func (m *installed) flood(w way) (stop func()) {
 	var ended sync.WaitGroup
 	ended.Go(func() {
 		for !ending.Load() {
-			for range 20 {
+			for range 4 {
 				// Nobody is there while the machine is down.
 				if fd, err := m.outside.call(w); err == nil {
 					unix.Close(fd)
