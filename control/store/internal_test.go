@@ -381,3 +381,36 @@ func TestTogetherBrokenDown(t *testing.T) {
 		t.Errorf("what the last wrote: %v", err)
 	}
 }
+
+// A policy that was read before is another's own: what one does with it nobody
+// else sees. How many are kept is bounded.
+func TestPoliciesReadLately(t *testing.T) {
+	var c policies
+	text := func(n int) string {
+		return fmt.Sprintf(`{"kind":"%d","virtualMachines":[{"ports":[{"number":22,"allowedSourceAddressPrefixes":["10.0.0.%d","192.0.2.1"]}]}],"approval":{"approvers":1}}`, n, n%250)
+	}
+	first, err := c.decode(text(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Kind, first.VMs[0].PublicIPAddress, first.VMs[0].Ports[0].Number, first.VMs[0].Ports[0].Many[0], first.Approval.Approvers = "x", "x", 1, "x", 9
+	again, err := c.decode(text(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := again.VMs[0]; again.Kind != "1" || p.PublicIPAddress != "" || p.Ports[0].Number != 22 || p.Ports[0].Many[0] != "10.0.0.1" || again.Approval.Approvers != 1 {
+		t.Errorf("%+v", again)
+	}
+	most := policiesAtMost / len(text(0))
+	for n := range most + 10 {
+		if _, err := c.decode(text(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(c.read) > most || len(c.read) == 0 || c.size > policiesAtMost {
+		t.Errorf("%d are kept, %d bytes", len(c.read), c.size)
+	}
+	if _, err := c.decode("{"); err == nil {
+		t.Error("half a policy was read")
+	}
+}

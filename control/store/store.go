@@ -26,7 +26,8 @@ import (
 type store struct {
 	engine
 	wakers
-	updates updates
+	updates  updates
+	policies policies
 
 	mu      sync.Mutex
 	closed  bool

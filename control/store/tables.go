@@ -17,17 +17,24 @@ import (
 // --- policies ---
 
 func (t *tx) Policy(id control.PolicyID) (control.Policy, error) {
-	return one[control.Policy](t, "SELECT doc FROM policy WHERE id = ?", id.Key())
+	list, err := t.policies("SELECT doc FROM policy WHERE id = ?", id.Key())
+	if err == nil && len(list) == 0 {
+		err = control.ErrNotFound
+	}
+	if err != nil {
+		return control.Policy{}, err
+	}
+	return list[0], nil
 }
 
 func (t *tx) Policies(f control.PolicyFilter, after string, limit int) ([]control.Policy, error) {
-	query, args := policies(f, after, limit)
-	return all[control.Policy](t, query, args...)
+	query, args := policyQuery(f, after, limit)
+	return t.policies(query, args...)
 }
 
-// policies is the query of a filter. A subscription and a group are a range of
+// policyQuery is the query of a filter. A subscription and a group are a range of
 // ids, which is in their order.
-func policies(f control.PolicyFilter, after string, limit int) (string, []any) {
+func policyQuery(f control.PolicyFilter, after string, limit int) (string, []any) {
 	var q selection
 	switch {
 	case f.Subscription != "" && f.Group != "":
@@ -64,7 +71,7 @@ func policies(f control.PolicyFilter, after string, limit int) (string, []any) {
 func (t *tx) PoliciesOf(vms ...control.VMID) ([]control.Policy, error) {
 	naming := map[string]control.Policy{}
 	for some := range chunked(vms) {
-		found, err := all[control.Policy](t, "SELECT doc FROM policy WHERE id IN (SELECT policy FROM policy_vm WHERE vm IN ("+tuples(len(some), "?")+"))", some...)
+		found, err := t.policies("SELECT doc FROM policy WHERE id IN (SELECT policy FROM policy_vm WHERE vm IN ("+tuples(len(some), "?")+"))", some...)
 		if err != nil {
 			return nil, err
 		}

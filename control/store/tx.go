@@ -106,14 +106,22 @@ func (t *tx) read(each func(*sql.Rows) error, query string, args ...any) error {
 
 // all are the documents of a query whose one column is doc.
 func all[T any](t *tx, query string, args ...any) ([]T, error) {
+	return documentsOf(t, func(doc string) (v T, err error) {
+		err = decode(doc, &v)
+		return v, err
+	}, query, args...)
+}
+
+// documentsOf are those of a query whose one column is doc, as read reads them.
+func documentsOf[T any](t *tx, read func(doc string) (T, error), query string, args ...any) ([]T, error) {
 	var list []T
 	err := t.read(func(rows *sql.Rows) error {
 		var doc string
 		if err := rows.Scan(&doc); err != nil {
 			return t.store.judge(t.ctx, err)
 		}
-		var v T
-		if err := decode(doc, &v); err != nil {
+		v, err := read(doc)
+		if err != nil {
 			return err
 		}
 		list = append(list, v)
