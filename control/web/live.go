@@ -22,7 +22,8 @@ const (
 	// no more is cut off.
 	patience = 20 * time.Second
 	// rest is how much longer than making a page the pause behind it is, so that
-	// who follows a dear one, of a hundred thousand machines, costs little.
+	// who follows a dear one, of a hundred thousand machines, costs little. It is
+	// no longer than a beat: on a busy machine every page is dear.
 	rest = 20
 	// mostStreams one person has at a time, on one replica.
 	mostStreams = 16
@@ -72,7 +73,7 @@ func live(c *call) error {
 			c.send([]byte("event: gone\ndata: " + http.StatusText(status) + "\n\n"))
 			return nil
 		}
-		if !pause(c.ctx, max(c.pause, rest*cost)) {
+		if !pause(c.ctx, max(c.pause, min(rest*cost, c.beat))) {
 			return nil
 		}
 		select {

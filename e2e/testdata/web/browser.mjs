@@ -10,7 +10,7 @@ import { chromium } from "playwright-core";
 export const { URL: base, SHOTS } = process.env;
 const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-const patience = 20_000;
+const patience = 60_000;
 
 // The Go test does what the word says, and answers with a line.
 export async function look(word) {
