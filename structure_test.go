@@ -28,7 +28,8 @@ const module = "github.com/jitgate/jitgate"
 // module, by path below it. A new package is given its place here.
 var mayImport = map[string][]string{
 	"":                       {"cli"},
-	"cli":                    {"acl", "agent", "armor", "audit", "client", "cloud", "doctor", "fetch", "firewall", "local", "logins", "policy", "signin", "uplink"},
+	"cli":                    {"acl", "agent", "armor", "audit", "cli/usage", "client", "cloud", "doctor", "fetch", "firewall", "local", "logins", "policy", "signin", "uplink"},
+	"cli/usage":              {},
 	"agent":                  {"acl", "audit", "firewall", "firewall/nft", "firewall/winfw", "local", "logins", "policy"},
 	"logins":                 {},
 	"fetch":                  {"local", "policy", "uplink"},
@@ -58,7 +59,7 @@ var mayImport = map[string][]string{
 	"control/store":           {"control", "policy"},
 	"control/store/storetest": {"control", "control/store", "policy"},
 	"control/web":             {"control", "control/identity", "policy", "signin"},
-	"cmd/jitgate-control":     {"cli", "control", "control/agents", "control/api", "control/azure", "control/identity", "control/signer", "control/signer/keyvault", "control/store", "control/web", "policy"},
+	"cmd/jitgate-control":     {"cli", "cli/usage", "control", "control/agents", "control/api", "control/azure", "control/identity", "control/signer", "control/signer/keyvault", "control/store", "control/web", "policy"},
 
 	"packaging/manual":           {},
 	"packaging/repack":           {},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/client"
 )
 
@@ -35,10 +36,10 @@ for formulas begin with an apostrophe.`,
 		Example: `  jitgate activity web1 --since 24h
   jitgate activity --event connection.denied --follow
   jitgate activity web1 --since 30d --csv > web1.csv`,
-		Args: positional(0, 1, "at most one machine"),
+		Args: usage.Args(0, 1, "at most one machine"),
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			if o.csv && (o.follow || o.asJSON) {
-				return usagef("--csv goes with neither --follow nor --json")
+				return usage.Errorf("--csv goes with neither --follow nor --json")
 			}
 			if o.f.From, err = sinceTime(o.since, time.Now()); err != nil {
 				return err

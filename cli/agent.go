@@ -15,10 +15,11 @@ import (
 
 	"github.com/jitgate/jitgate/agent"
 	"github.com/jitgate/jitgate/audit"
+	"github.com/jitgate/jitgate/cli/usage"
 )
 
 func newAgent() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "agent",
 		Short: "The daemon that guards this host",
 	}, append([]*cobra.Command{newAgentRun(), newAgentReload(), newAgentStep(), newAgentMetrics(), newAgentLogins()}, agentCommands()...)...)
@@ -35,7 +36,7 @@ what admitted grants say. Stopping it leaves the guard in place; what is open
 closes on time all the same. SIGHUP has it read its settings again, as jitgate
 agent reload does.`,
 		Example: "  jitgate agent run --config /etc/jitgate/agent.toml",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return service.run(c.Context(), agentService, func(ctx context.Context, ready func()) error {
 				a, err := openAgent(c, config, level, service)
@@ -68,7 +69,7 @@ const (
 
 func openAgent(c *cobra.Command, config, level string, service asService) (*agent.Agent, error) {
 	if hclog.LevelFromString(level) == hclog.NoLevel {
-		return nil, usagef("--log-level %q is not error, warn, info or debug", level)
+		return nil, usage.Errorf("--log-level %q is not error, warn, info or debug", level)
 	}
 	log := service.logTo(c, hclog.LevelFromString(level))
 	settings, err := agent.LoadSettings(config)
@@ -164,7 +165,7 @@ func newAgentReload() *cobra.Command {
 Settings that are wrong are refused with the line, and those in force stay. Who
 the host is and where the agent keeps its state changes only when it starts.`,
 		Example: "  jitgate agent reload",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return callAgent(c.Context(), config, http.MethodPost, "/v1/reload", nil, nil)
 		},
@@ -182,7 +183,7 @@ func newAgentStep() *cobra.Command {
 		Long: `Does one pass of the agent and ends. With --dry-run it prints the plan and
 changes nothing; that also works beside a running agent.`,
 		Example: "  jitgate agent step --dry-run",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			a, err := openAgent(c, config, "error", asService{})
 			if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 )
 
 func newArm() *cobra.Command {
@@ -30,10 +31,10 @@ the same address new ones come in. So arm, open a second session the way you
 will from now on, and confirm from there.`,
 		Example: `  jitgate arm --confirm-within 10m
   jitgate arm confirm`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if within < agent.MinConfirm || within > agent.MaxConfirm {
-				return usagef("--confirm-within %s is not between %s and %s", within, agent.MinConfirm, agent.MaxConfirm)
+				return usage.Errorf("--confirm-within %s is not between %s and %s", within, agent.MinConfirm, agent.MaxConfirm)
 			}
 			var result agent.Arming
 			request := agent.ArmRequest{ConfirmWithin: int(within / time.Second), Sessions: agent.OwnSessions()}
@@ -101,7 +102,7 @@ func newArmConfirm() *cobra.Command {
 		Short:   "Let the guard drop for good",
 		Long:    "Makes what jitgate arm began stand for good, over restarts of the agent and of the machine.",
 		Example: "  jitgate arm confirm",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := callAgent(c.Context(), config, http.MethodPost, "/v1/arm/confirm", nil, nil); err != nil {
 				return err
@@ -128,7 +129,7 @@ counts what it would drop.
 It works without a running agent too.`,
 		Example: `  jitgate disarm
   jitgate disarm --observe`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			err := callAgent(c.Context(), config, http.MethodPost, "/v1/disarm", agent.DisarmRequest{Observe: observe}, nil)
 			if errors.Is(err, errNoAgent) {

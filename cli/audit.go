@@ -20,11 +20,12 @@ import (
 
 	"github.com/jitgate/jitgate/agent"
 	"github.com/jitgate/jitgate/audit"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/local"
 )
 
 func newAudit() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "audit",
 		Short: "The record: what was opened, for whom, and what became of it",
 	}, newAuditList(), newAuditExport(), newAuditTimeline(), newAuditVerify())
@@ -54,7 +55,7 @@ func (f *recordFlags) add(c *cobra.Command) {
 }
 
 // check is what is wrong with the flags of c.
-func (f *recordFlags) check(c *cobra.Command) error { return oneOf(c, "dir", "socket") }
+func (f *recordFlags) check(c *cobra.Command) error { return usage.OneOf(c, "dir", "socket") }
 
 func (f *recordFlags) filter(now time.Time) (audit.Filter, error) {
 	out := audit.Filter{Port: f.port, Grant: f.grant, Requestor: f.requestor, Events: f.events}
@@ -88,7 +89,7 @@ func parseMoment(flag, s string, now time.Time) (time.Time, error) {
 			return t, nil
 		}
 	}
-	return time.Time{}, usagef("--%s %q is neither a time like 2026-11-22, 2026-11-22 15:04 or 2026-11-22T12:00:00Z, nor how long ago, like 36h or 7d", flag, s)
+	return time.Time{}, usage.Errorf("--%s %q is neither a time like 2026-11-22, 2026-11-22 15:04 or 2026-11-22T12:00:00Z, nor how long ago, like 36h or 7d", flag, s)
 }
 
 // recordDir is where the record is.
@@ -257,7 +258,7 @@ Cybersecurity Schema Framework 1.2.0, one a line.`,
 func newAuditOutput(format string, c *cobra.Command) *cobra.Command {
 	var f recordFlags
 	var host string
-	c.Args = positional(0, 0, "no argument")
+	c.Args = usage.Args(0, 0, "no argument")
 	f.add(c)
 	c.Flags().StringVar(&format, "format", format, "table, json, csv or ocsf")
 	c.Flags().StringVar(&host, "host", "", "what ocsf calls the host (default as in the settings)")
@@ -267,7 +268,7 @@ func newAuditOutput(format string, c *cobra.Command) *cobra.Command {
 		}
 		make, ok := outputs[format]
 		if !ok {
-			return usagef("--format %q is not table, json, csv or ocsf", format)
+			return usage.Errorf("--format %q is not table, json, csv or ocsf", format)
 		}
 		if format == "ocsf" && host == "" {
 			settings, err := agent.LoadSettings(f.config)
@@ -303,13 +304,13 @@ JITGATE_EVENT=audit.head), the control plane one with every heartbeat, and this
 command prints one.`,
 		Example: `  jitgate audit verify
   jitgate audit verify --dir /mnt/evidence/audit --head 1187:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			var noted []audit.Head
 			for _, h := range heads {
 				head, err := audit.ParseHead(h)
 				if err != nil {
-					return usagef("--head: %w", err)
+					return usage.Errorf("--head: %w", err)
 				}
 				noted = append(noted, head)
 			}

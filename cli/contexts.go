@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/signin"
 )
 
@@ -214,7 +215,7 @@ func renew(ctx context.Context, i *issuerData) error {
 }
 
 func newContext() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "context",
 		Short: "Choose among several control planes",
 		Long: `jitgate login keeps one context for each control plane. One of them is the
@@ -241,7 +242,7 @@ func newContextList() *cobra.Command {
 		Use:     "list",
 		Short:   "List the control planes you have signed in to",
 		Example: "  jitgate context list --json",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			f, err := loadContexts()
 			if err != nil {
@@ -296,7 +297,7 @@ func newContextUse() *cobra.Command {
 		Use:               "use NAME",
 		Short:             "Make a control plane the one that commands use",
 		Example:           "  jitgate context use production",
-		Args:              positional(1, 1, "the name of a context"),
+		Args:              usage.Args(1, 1, "the name of a context"),
 		ValidArgsFunction: completeContexts,
 		RunE: func(c *cobra.Command, args []string) error {
 			return changeContexts(func(f *contextFile) error {
@@ -313,7 +314,7 @@ func newContextDelete() *cobra.Command {
 		Use:               "delete NAME",
 		Short:             "Forget a control plane and what you signed in with",
 		Example:           "  jitgate context delete old",
-		Args:              positional(1, 1, "the name of a context"),
+		Args:              usage.Args(1, 1, "the name of a context"),
 		ValidArgsFunction: completeContexts,
 		RunE:              func(_ *cobra.Command, args []string) error { return forgetContext(args[0]) },
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/client"
 )
 
@@ -78,7 +79,7 @@ func (f controlFlags) config(c *cobra.Command) (client.Config, error) {
 		}
 	}
 	if config.URL == "" {
-		return config, usagef("--control is missing, or $%s, or sign in with jitgate login: see %s --help", envControl, c.CommandPath())
+		return config, usage.Errorf("--control is missing, or $%s, or sign in with jitgate login: see %s --help", envControl, c.CommandPath())
 	}
 	if config.CA, err = f.authorities(c, kept.CA); err != nil {
 		return config, err
@@ -96,7 +97,7 @@ func (f controlFlags) config(c *cobra.Command) (client.Config, error) {
 		config.Token = kept.Token
 	}
 	if config.Token == "" && config.Bearer == nil {
-		return config, usagef("--token-file is missing, or $%s, or sign in with jitgate login %s: see %s --help", envToken, config.URL, c.CommandPath())
+		return config, usage.Errorf("--token-file is missing, or $%s, or sign in with jitgate login %s: see %s --help", envToken, config.URL, c.CommandPath())
 	}
 	return config, nil
 }

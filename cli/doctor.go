@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/doctor"
 	"github.com/jitgate/jitgate/firewall"
 	"github.com/jitgate/jitgate/policy"
@@ -36,7 +37,7 @@ sees all; without root it says what it could not see.
 
 Exit code 0: no problem was found (there may be warnings); 1: there is one.`,
 		Example: "  jitgate doctor\n  jitgate doctor --json",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			r := examine(c, config)
 			if asJSON {

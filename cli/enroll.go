@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/fetch"
 	"github.com/jitgate/jitgate/policy"
 	"github.com/jitgate/jitgate/uplink"
@@ -53,9 +54,9 @@ command again does no harm. --token - reads the token from standard input, where
 no list of processes shows it.`,
 		Example: `  jitgate enroll --control https://control.example.net --token jgj_AfGz0…
   jitgate enroll --control https://control.example.net --token - < token`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := required(c, "control", "token"); err != nil {
+			if err := usage.Required(c, "control", "token"); err != nil {
 				return err
 			}
 			return e.run(c)
@@ -73,7 +74,7 @@ no list of processes shows it.`,
 func (e enrolling) run(c *cobra.Command) error {
 	url, err := fetch.CheckURL(e.url)
 	if err != nil {
-		return usagef("--control %w", err)
+		return usage.Errorf("--control %w", err)
 	}
 	token := e.token
 	if token == "-" {
@@ -85,7 +86,7 @@ func (e enrolling) run(c *cobra.Command) error {
 	}
 	join, err := uplink.ParseJoin(token)
 	if err != nil {
-		return usagef("--token: %w", err)
+		return usage.Errorf("--token: %w", err)
 	}
 	settings, err := agent.LoadSettings(e.config)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/fetch"
 )
 
@@ -30,7 +31,7 @@ It needs no rights but to read its identity, write the inbox and speak to the
 agent's socket. It judges nothing: the agent verifies what it brings. Enrol the
 host first with jitgate enroll.`,
 		Example: "  jitgate fetch --config /etc/jitgate/agent.toml",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return service.run(c.Context(), fetchService, func(ctx context.Context, ready func()) error {
 				return fetchUntil(ctx, c, config, level, service, ready)
@@ -45,7 +46,7 @@ host first with jitgate enroll.`,
 
 func fetchUntil(ctx context.Context, c *cobra.Command, config, level string, service asService, ready func()) error {
 	if hclog.LevelFromString(level) == hclog.NoLevel {
-		return usagef("--log-level %q is not error, warn, info or debug", level)
+		return usage.Errorf("--log-level %q is not error, warn, info or debug", level)
 	}
 	log := service.logTo(c, hclog.LevelFromString(level))
 	settings, err := agent.LoadSettings(config)

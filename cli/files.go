@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/armor"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/policy"
 )
 
@@ -124,7 +125,7 @@ func newKey(scheme policy.Scheme) (crypto.Signer, error) {
 	case policy.ECDSAP256SHA256:
 		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	}
-	return nil, usagef("scheme %q is not %s or %s", scheme, policy.Ed25519, policy.ECDSAP256SHA256)
+	return nil, usage.Errorf("scheme %q is not %s or %s", scheme, policy.Ed25519, policy.ECDSAP256SHA256)
 }
 
 func encodeKey(key crypto.Signer) ([]byte, error) {

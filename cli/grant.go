@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/policy"
 )
 
@@ -58,21 +59,21 @@ Without a network, carry the file; or make text with --armor, or a QR code with
   jitgate grant --dir keys --host web1 --port 22 --source 203.0.113.7 --for 1h --after 1187 --armor
   jitgate grant --dir keys --host web1 --port 22 --source 203.0.113.7 --for 1h --ssh-key ~/.ssh/id_ed25519_sk --qr
   jitgate grant --dir keys --host web1 --revoke all -o grants.json`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := required(c, "dir", "host"); err != nil {
+			if err := usage.Required(c, "dir", "host"); err != nil {
 				return err
 			}
 			if !o.as.wanted() {
-				if err := required(c, "out"); err != nil {
+				if err := usage.Required(c, "out"); err != nil {
 					return err
 				}
 			}
 			if o.after >= policy.MaxVersion {
-				return usagef("--after: %d is no version that another can follow", o.after)
+				return usage.Errorf("--after: %d is no version that another can follow", o.after)
 			}
 			if len(o.revoke) == 0 || len(o.ports) > 0 {
-				if err := required(c, "port", "source", "for"); err != nil {
+				if err := usage.Required(c, "port", "source", "for"); err != nil {
 					return err
 				}
 			}
@@ -171,18 +172,18 @@ func (o grantOrder) grants(now time.Time) ([]policy.Grant, error) {
 	}
 	length, err := parseLength(o.length)
 	if err != nil {
-		return nil, usagef("--for: %w", err)
+		return nil, usage.Errorf("--for: %w", err)
 	}
 	start := now
 	if o.start != "" {
 		if start, err = time.Parse(time.RFC3339, o.start); err != nil {
-			return nil, usagef("--start: %q is not a time like 2026-11-22T12:00:00Z", o.start)
+			return nil, usage.Errorf("--start: %q is not a time like 2026-11-22T12:00:00Z", o.start)
 		}
 		start = start.UTC().Truncate(time.Second)
 	}
 	sources, err := parseSources(o.sources)
 	if err != nil {
-		return nil, usagef("--source: %w", err)
+		return nil, usage.Errorf("--source: %w", err)
 	}
 	requestor := o.requestor
 	if requestor == "" {
@@ -191,7 +192,7 @@ func (o grantOrder) grants(now time.Time) ([]policy.Grant, error) {
 	var out []policy.Grant
 	for _, p := range o.ports {
 		if p == 0 || p > 65535 {
-			return nil, usagef("--port: %d is not a port", p)
+			return nil, usage.Errorf("--port: %d is not a port", p)
 		}
 		out = append(out, policy.Grant{ID: rand.Text(), Number: uint16(p), Sources: sources, Start: start, End: start.Add(length),
 			Requestor: requestor, Justification: o.reason})

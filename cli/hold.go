@@ -23,6 +23,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/client"
 	"github.com/jitgate/jitgate/policy"
 )
@@ -102,7 +103,7 @@ func newHold() *cobra.Command {
 		Use:    "hold",
 		Short:  "Hold a port open for jitgate ssh",
 		Hidden: true, // it is started by ssh and rdp, and speaks to them alone
-		Args:   positional(0, 0, "no argument"),
+		Args:   usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			// Whoever it speaks to may be gone: that ends the holding, and must not
 			// end this process before it has given back.
@@ -116,8 +117,8 @@ func newHold() *cobra.Command {
 				return h.run(ctx, c.InOrStdin())
 			})
 			if err != nil {
-				_, usage := errors.AsType[usageError](err)
-				h.answer(holdAnswer{Error: err.Error(), Usage: usage})
+				_, wrong := errors.AsType[usage.Error](err)
+				h.answer(holdAnswer{Error: err.Error(), Usage: wrong})
 			}
 			return err
 		},
@@ -256,7 +257,7 @@ func (h *holder) open(ctx context.Context) (r ready, err error) {
 		r.From, _ = netip.ParseAddr(h.sources[0]) // a network is not an address
 	}
 	if r.Addresses = reachable(all, h.sources); len(r.Addresses) == 0 {
-		return r, usagef("%s has no address of the family of %s: it has %s", printable(h.vm.Name), strings.Join(h.sources, ", "), joinAddresses(all))
+		return r, usage.Errorf("%s has no address of the family of %s: it has %s", printable(h.vm.Name), strings.Join(h.sources, ", "), joinAddresses(all))
 	}
 	if err := h.terms(ctx, rule); err != nil {
 		return r, err

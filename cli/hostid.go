@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/cloud"
 )
 
@@ -32,7 +33,7 @@ the agent itself never uses the network. Run it once, as root, when the machine
 is set up, and restart the agent. An id that a service gave this machine is not
 replaced by the machine id because no service answers now.`,
 		Example: "  jitgate host-id\n  jitgate host-id --from azure --write",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			h, why, err := findHostID(c.Context(), from)
 			if err != nil {
@@ -78,7 +79,7 @@ func findHostID(ctx context.Context, from string) (h agent.HostFile, why, err er
 	case slices.Contains(cloud.Services, cloud.Service(from)):
 		asked = []cloud.Service{cloud.Service(from)}
 	default:
-		return h, nil, usagef("--from %q is not auto, azure, ec2, gce or machine-id", from)
+		return h, nil, usage.Errorf("--from %q is not auto, azure, ec2, gce or machine-id", from)
 	}
 	if asked != nil {
 		found, err := cloud.Identify(ctx, asked...)

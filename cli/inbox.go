@@ -17,11 +17,12 @@ import (
 
 	"github.com/jitgate/jitgate/agent"
 	"github.com/jitgate/jitgate/armor"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/policy"
 )
 
 func newInbox() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "inbox",
 		Short: "Deliver a document by hand",
 	}, newInboxPut())
@@ -73,13 +74,13 @@ is closed; that is said before it is done, and with --dry-run not done.
 The delivery is recorded with who made it.`,
 		Example: `  jitgate inbox put -
   jitgate inbox put --dry-run /mnt/usb/grants.json`,
-		Args: positional(1, 1, "one file, or - for standard input"),
+		Args: usage.Args(1, 1, "one file, or - for standard input"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if os.Geteuid() > 0 {
 				return errors.New("only root puts documents into the inbox: run this as root")
 			}
 			if p.wait < 0 {
-				return usagef("--wait %s is less than nothing", p.wait)
+				return usage.Errorf("--wait %s is less than nothing", p.wait)
 			}
 			err := p.run(c, args[0])
 			if p.asJSON && p.result.Document != "" {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/policy"
 )
 
@@ -33,10 +34,10 @@ console.`,
 		Example: `  jitgate inspect grants.json
   jitgate inspect --trust trust.json policy.json
   jitgate inspect --armor policy.json`,
-		Args: positional(1, 1, "one file"),
+		Args: usage.Args(1, 1, "one file"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if asJSON && as.wanted() {
-				return usagef("--json and --armor or --qr do not go together")
+				return usage.Errorf("--json and --armor or --qr do not go together")
 			}
 			e, _, err := readSigned(c, args[0])
 			if err != nil {
@@ -207,16 +208,16 @@ order trust, policy, grants. Without --host it is not checked whom they are for;
 without a policy, grants are not held against one. Exit code 0 only if an agent
 would take every file and every grant.`,
 		Example: "  jitgate verify --trust trust.json --host web1 policy.json grants.json",
-		Args:    positional(1, -1, "at least one file"),
+		Args:    usage.Args(1, -1, "at least one file"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := required(c, "trust"); err != nil {
+			if err := usage.Required(c, "trust"); err != nil {
 				return err
 			}
 			now := time.Now()
 			if at != "" {
 				var err error
 				if now, err = time.Parse(time.RFC3339, at); err != nil {
-					return usagef("--at: %q is not a time like 2026-11-22T12:00:00Z", at)
+					return usage.Errorf("--at: %q is not a time like 2026-11-22T12:00:00Z", at)
 				}
 			}
 			_, anchor, err := trustFile(c, trust, nil)

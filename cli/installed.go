@@ -6,6 +6,7 @@ import (
 	"regexp"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/policy"
 )
 
@@ -38,7 +39,7 @@ func (i installed) settings(text string, was installed) (string, error) {
 	if given(i.trustPin, was.trustPin) {
 		pin, err := policy.ParseDigest(i.trustPin)
 		if err != nil {
-			return "", usagef("--trust-pin: %w", err)
+			return "", usage.Errorf("--trust-pin: %w", err)
 		}
 		text = setPin(text, pin)
 	}

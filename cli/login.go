@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/client"
 	"github.com/jitgate/jitgate/signin"
 )
@@ -45,9 +46,9 @@ can read.`,
 		Example: `  jitgate login https://jit.example.net:8443
   jitgate login https://jit.example.net:8443 --device
   jitgate login https://center:8443 --ca ca.pem --token-file admin.token --name lab`,
-		Args: positional(0, 1, "at most the address of a control plane"),
+		Args: usage.Args(0, 1, "at most the address of a control plane"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := oneOf(c, "device", "browser", "token-file"); err != nil {
+			if err := usage.OneOf(c, "device", "browser", "token-file"); err != nil {
 				return err
 			}
 			return login(c, o, args)
@@ -76,7 +77,7 @@ func login(c *cobra.Command, o loginOrder, args []string) error {
 		name = "default"
 	}
 	if !contextName.MatchString(name) {
-		return usagef("--name %q is not one to 64 letters, digits, dots, dashes and underscores", name)
+		return usage.Errorf("--name %q is not one to 64 letters, digits, dots, dashes and underscores", name)
 	}
 	text, err := controlFlags{ca: o.ca}.authorities(c, kept.CA)
 	if err != nil {
@@ -138,13 +139,13 @@ func (o loginOrder) which(file contextFile, args []string) (name string, kept co
 	}
 	if address == "" {
 		if name, kept, err = file.pick(o.name); err == nil && name == "" {
-			err = usagef("the address of a control plane is missing: jitgate login https://…")
+			err = usage.Errorf("the address of a control plane is missing: jitgate login https://…")
 		}
 		return name, kept, err
 	}
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "https" || u.Host == "" {
-		return "", kept, usagef("%q is not the address of a control plane, like https://jit.example.net:8443", address)
+		return "", kept, usage.Errorf("%q is not the address of a control plane, like https://jit.example.net:8443", address)
 	}
 	name = o.name
 	for n, k := range file.Contexts {
@@ -204,7 +205,7 @@ func chooseIssuer(all []client.LoginIssuer, named string) (client.LoginIssuer, e
 		}
 		names = append(names, printable(i.Issuer))
 	}
-	return client.LoginIssuer{}, usagef("--issuer must be one of %s", strings.Join(names, ", "))
+	return client.LoginIssuer{}, usage.Errorf("--issuer must be one of %s", strings.Join(names, ", "))
 }
 
 // hasScreen reports whether a browser could be shown here.
@@ -235,7 +236,7 @@ func newLogout() *cobra.Command {
 		Long: `Forgets the current context, or the one that is named, with its tokens. A static
 token stays good until it is revoked on the control plane.`,
 		Example: "  jitgate logout --all",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if all {
 				return changeContexts(func(f *contextFile) error { *f = contextFile{Contexts: map[string]controlContext{}}; return nil })

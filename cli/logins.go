@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/logins"
 )
 
@@ -21,7 +22,7 @@ sshd accepted: the agent records by which grant it came. It is a process of its
 own, so that the agent neither reads what others write nor starts programs. It
 runs until it is stopped.`,
 		Example: "  jitgate agent logins --config /etc/jitgate/agent.toml",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			log := hclog.New(&hclog.LoggerOptions{Name: "jitgate", Output: c.ErrOrStderr()})
 			const path = "/v1/logins"

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/local"
 )
 
@@ -25,7 +26,7 @@ func newAgentMetrics() *cobra.Command {
 one of this host alone, with what the agent says on its socket. It is a process
 of its own: the agent has no socket of the network, and this one no capability.`,
 		Example: "  jitgate agent metrics --config /etc/jitgate/agent.toml",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			settings, err := agent.LoadSettings(config)
 			if err != nil {

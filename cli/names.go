@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/client"
 	"github.com/jitgate/jitgate/policy"
 )
@@ -26,7 +27,7 @@ func findVM(ctx context.Context, control *client.Client, word string) (v client.
 		group, name = "", word
 	}
 	if name == "" || strings.Contains(name, "/") {
-		return v, "", usagef("%q is not a machine: write its name, GROUP/NAME or its whole id", word)
+		return v, "", usage.Errorf("%q is not a machine: write its name, GROUP/NAME or its whole id", word)
 	}
 	var found []client.VM
 	for vm, err := range control.VMs(ctx, client.VMFilter{Search: machinePart + name}) {
@@ -111,13 +112,13 @@ func isoDuration(name, s string) (time.Duration, error) {
 	if strings.HasPrefix(s, "P") {
 		d, err := policy.ParseDuration(s)
 		if err != nil || d <= 0 {
-			return 0, usagef("%s %q is not a length of time, like 90m or PT1H30M", name, s)
+			return 0, usage.Errorf("%s %q is not a length of time, like 90m or PT1H30M", name, s)
 		}
 		return d, nil
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil || d < time.Second {
-		return 0, usagef("%s %q is not a length of time, like 90m or PT1H30M", name, s)
+		return 0, usage.Errorf("%s %q is not a length of time, like 90m or PT1H30M", name, s)
 	}
 	return d.Truncate(time.Second), nil
 }

@@ -16,12 +16,13 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/client"
 	"github.com/jitgate/jitgate/policy"
 )
 
 func newPolicy() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "policy",
 		Short: "Sign the policies a control plane has written",
 		Long: `Where the policy key is not on the control plane, what is configured there waits
@@ -138,7 +139,7 @@ func newPolicyPending() *cobra.Command {
 		Short: "List the policies that wait for signatures",
 		Example: `  jitgate policy pending --control https://jit.example.net:8443 --ca ca.pem --token-file token
   jitgate policy pending --json`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return at.call(c, func(ctx context.Context, control *client.Client) error {
 				by, err := trustFor(ctx, c, control, trust)
@@ -228,11 +229,11 @@ does so in turn, in any order; signatures add up.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			switch {
 			case len(keys)+len(sshKeys) == 0:
-				return usagef("--key is missing, or --ssh-key: see %s --help", c.CommandPath())
+				return usage.Errorf("--key is missing, or --ssh-key: see %s --help", c.CommandPath())
 			case every == (len(args) > 0):
-				return usagef("expected virtual machines, or --all: see %s --help", c.CommandPath())
+				return usage.Errorf("expected virtual machines, or --all: see %s --help", c.CommandPath())
 			case !yes && !onTerminal(c.InOrStdin()):
-				return usagef("--yes is missing: there is no terminal to ask at")
+				return usage.Errorf("--yes is missing: there is no terminal to ask at")
 			}
 			return at.call(c, func(ctx context.Context, control *client.Client) error {
 				by, err := trustFor(ctx, c, control, trust)
@@ -361,7 +362,7 @@ func newPolicyPush() *cobra.Command {
 wrote, as JSON or as text. One with too few signatures is kept there, and its
 signatures add up with others.`,
 		Example: `  jitgate policy push policy.json --control https://jit.example.net:8443 --ca ca.pem --token-file token`,
-		Args:    positional(1, -1, "at least one signed file"),
+		Args:    usage.Args(1, -1, "at least one signed file"),
 		RunE: func(c *cobra.Command, args []string) error {
 			var envelopes []policy.Envelope
 			for _, path := range args {

@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/jitgate/jitgate/cli/usage"
 )
 
 func newRDP() *cobra.Command {
@@ -29,7 +31,7 @@ With --file it writes a file for any RDP client, and holds the port until it is
 interrupted.`,
 		Example: `  jitgate rdp win1 --reason INC-1
   jitgate rdp alice@win1 --file win1.rdp`,
-		Args: positional(1, 1, "a machine"),
+		Args: usage.Args(1, 1, "a machine"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err

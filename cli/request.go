@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/client"
 	"github.com/jitgate/jitgate/policy"
 )
@@ -48,7 +49,7 @@ only one. Without --source it is for the address that the control plane sees
 you at. Without --for it is for an hour, or less where the policy says so.`,
 		Example: `  jitgate request web1 --reason INC-1
   jitgate request web1 web2 --port 22,8443 --source 198.51.100.0/24 --for 2h --reason patching`,
-		Args: positional(1, -1, "a machine or several"),
+		Args: usage.Args(1, -1, "a machine or several"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return at.callRequest(c, o, args...)
 		},
@@ -191,7 +192,7 @@ func usualPort(v client.VM) (uint16, error) {
 	for _, p := range v.Ports {
 		numbers = append(numbers, p.Number)
 	}
-	return 0, usagef("%s guards %s: say which with --port", printable(v.Name), numbers.String())
+	return 0, usage.Errorf("%s guards %s: say which with --port", printable(v.Name), numbers.String())
 }
 
 // carrierGrade is what providers put their customers behind (RFC 6598).
@@ -397,7 +398,7 @@ func directly(v client.VM, p client.RequestPort) string {
 }
 
 func newRequests() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "requests",
 		Short: "See requests for access, and approve, deny, extend or end them",
 		Example: `  jitgate requests list --open
@@ -416,7 +417,7 @@ func newRequestsList() *cobra.Command {
 		Short: "List requests, the newest first",
 		Example: `  jitgate requests list --status Pending
   jitgate requests list --vm web1 --since 24h --json`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			if f.Since, err = sinceTime(since, time.Now()); err != nil {
 				return err
@@ -474,7 +475,7 @@ func sinceTime(s string, now time.Time) (time.Time, error) {
 	}
 	d, err := isoDuration("--since", s)
 	if err != nil {
-		return time.Time{}, usagef("--since %q is not a length of time like 24h or 7d, nor a time like 2026-11-27T08:00:00Z", s)
+		return time.Time{}, usage.Errorf("--since %q is not a length of time like 24h or 7d, nor a time like 2026-11-27T08:00:00Z", s)
 	}
 	return now.Add(-d), nil
 }
@@ -488,7 +489,7 @@ func verb(use, short, example string, most int, flags func(*cobra.Command), each
 		Use:     use,
 		Short:   short,
 		Example: example,
-		Args:    positional(1, most, "the id of a request"),
+		Args:    usage.Args(1, most, "the id of a request"),
 		RunE: func(c *cobra.Command, ids []string) error {
 			return at.call(c, func(ctx context.Context, control *client.Client) error {
 				done := []client.Request{}
@@ -606,7 +607,7 @@ func newRequestsExtend() *cobra.Command {
 		},
 		func(ctx context.Context, control *client.Client, id string) (client.Request, error) {
 			if length == "" {
-				return client.Request{}, usagef("--for is missing: see jitgate requests extend --help")
+				return client.Request{}, usage.Errorf("--for is missing: see jitgate requests extend --help")
 			}
 			d, err := isoDuration("--for", length)
 			if err != nil {

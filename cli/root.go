@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/jitgate/jitgate/cli/usage"
 )
 
 // Exit codes.
@@ -31,11 +33,6 @@ var (
 	built   = "" // the commit's time, RFC 3339: no honest clock is before it
 )
 
-// usageError is a mistake in the command's words.
-type usageError struct{ error }
-
-func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
-
 // Main runs the command line and returns its exit code.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRoot()
@@ -51,7 +48,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return int(code)
 	}
 	fmt.Fprintf(stderr, "jitgate: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
-	if _, ok := errors.AsType[usageError](err); ok {
+	if _, ok := errors.AsType[usage.Error](err); ok {
 		return exitUsage
 	}
 	return exitFailed
@@ -74,14 +71,14 @@ source, for a bounded time, when a signed grant says so.`,
 		// A word that is no command is a mistake, not a wish for help.
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("unknown command %q: see jitgate --help", args[0])
+				return usage.Errorf("unknown command %q: see jitgate --help", args[0])
 			}
 			return nil
 		},
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usagef("%w: see %s --help", err, c.CommandPath())
+		return usage.Errorf("%w: see %s --help", err, c.CommandPath())
 	})
 	root.AddCommand(
 		newAgent(), newStatus(), newArm(), newDisarm(), newLockdown(), newAudit(), newDoctor(), newHostID(), newInbox(), newEnroll(), newFetch(),
@@ -91,61 +88,13 @@ source, for a bounded time, when a signed grant says so.`,
 	return root
 }
 
-// group is a command that only holds others.
-func group(c *cobra.Command, children ...*cobra.Command) *cobra.Command {
-	c.Args = func(c *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usagef("unknown command %q: see %s --help", args[0], c.CommandPath())
-		}
-		return nil
-	}
-	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
-	c.AddCommand(children...)
-	return c
-}
-
-// positional checks how many arguments a command got.
-func positional(low, high int, what string) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if len(args) < low || (high >= 0 && len(args) > high) {
-			return usagef("expected %s: see %s --help", what, c.CommandPath())
-		}
-		return nil
-	}
-}
-
-// required makes missing flags a mistake in usage with one clear line.
-func required(c *cobra.Command, names ...string) error {
-	for _, name := range names {
-		if !c.Flags().Changed(name) {
-			return usagef("--%s is missing: see %s --help", name, c.CommandPath())
-		}
-	}
-	return nil
-}
-
-// oneOf makes flags that do not go together a mistake in usage.
-func oneOf(c *cobra.Command, names ...string) error {
-	said := ""
-	for _, name := range names {
-		if !c.Flags().Changed(name) {
-			continue
-		}
-		if said != "" {
-			return usagef("--%s and --%s do not go together: see %s --help", said, name, c.CommandPath())
-		}
-		said = name
-	}
-	return nil
-}
-
 func newVersion() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "version",
 		Short:   "Print the version",
 		Example: "  jitgate version --json",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			v := map[string]string{"version": version, "commit": commit, "built": built,
 				"go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH}

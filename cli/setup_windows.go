@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/windows/svc/mgr"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 )
 
 // newAgentSetup is what the installer runs once the program and the services
@@ -29,7 +30,7 @@ there are none, and has the services restart after a failure. The installer runs
 it. What is there stays: of settings only what is given here, and was not given
 at an earlier time, is changed. The same command again does no harm.`,
 		Example: "  jitgate agent setup --host-id win1 --control-url https://control.example.net",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !agent.Administers() {
 				return errNotElevated
@@ -167,7 +168,7 @@ in, and removes settings, documents, identity and record. The installer runs it
 when the program is removed, and not when it is replaced. It fails, and removes
 nothing, while the guard cannot be taken away.`,
 		Example: "  jitgate agent remove --keep-data",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !agent.Administers() {
 				return errNotElevated

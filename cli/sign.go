@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/policy"
 )
 
@@ -41,15 +42,15 @@ FILE.sig that comes back. A signature that does not hold is not added.`,
   jitgate sign --ssh-key ~/.ssh/id_ed25519_sk.pub --trust trust.json policy.json -o policy.json
   jitgate sign --to-be-signed policy.json -o policy.tbs      # for somebody without jitgate
   jitgate sign --add-signature policy.tbs.sig policy.json -o policy.json`,
-		Args: positional(1, 1, "one file to sign"),
+		Args: usage.Args(1, 1, "one file to sign"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(keys)+len(sshKeys)+len(signatures) == 0 && !toBeSigned {
-				return usagef("--key is missing, or --ssh-key, --add-signature, --to-be-signed: see %s --help", c.CommandPath())
+				return usage.Errorf("--key is missing, or --ssh-key, --add-signature, --to-be-signed: see %s --help", c.CommandPath())
 			}
 			if len(keys)+len(sshKeys)+len(signatures) > 0 && toBeSigned {
-				return usagef("--to-be-signed signs nothing: leave the keys and signatures out")
+				return usage.Errorf("--to-be-signed signs nothing: leave the keys and signatures out")
 			}
-			if err := required(c, "out"); err != nil {
+			if err := usage.Required(c, "out"); err != nil {
 				return err
 			}
 			in, err := readFile(c, args[0])
@@ -114,7 +115,7 @@ func addSignatures(c *cobra.Command, e *policy.Envelope, sides []side, keys, ssh
 func toSign(in []byte, kind string) (policy.Envelope, error) {
 	want, known := documentTypes[kind]
 	if kind != "" && !known {
-		return policy.Envelope{}, usagef("--type %q is not trust, policy or grants", kind)
+		return policy.Envelope{}, usage.Errorf("--type %q is not trust, policy or grants", kind)
 	}
 	envelope, err := policy.ParseEnvelope(in)
 	switch {
@@ -125,7 +126,7 @@ func toSign(in []byte, kind string) (policy.Envelope, error) {
 	case policy.CodeOf(err) != policy.Unsigned:
 		return policy.Envelope{}, err
 	case !known:
-		return policy.Envelope{}, usagef("--type is missing: the file is not signed yet")
+		return policy.Envelope{}, usage.Errorf("--type is missing: the file is not signed yet")
 	}
 	return policy.Envelope{Type: want, Payload: in}, nil
 }

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/jitgate/jitgate/cli/usage"
 )
 
 const (
@@ -51,7 +53,7 @@ func (f *sessionFlags) add(c *cobra.Command) {
 
 func (f *sessionFlags) check() (err error) {
 	if f.order.Lease < 5*time.Second {
-		return usagef("--lease %s is too short: 5s is the least", f.order.Lease)
+		return usage.Errorf("--lease %s is too short: 5s is the least", f.order.Lease)
 	}
 	if f.length != "" {
 		f.order.Longest, err = isoDuration("--for", f.length)
@@ -110,9 +112,9 @@ exec, and for tools that take no ProxyCommand.`,
 		Example: `  jitgate ssh web1
   jitgate ssh root@web1 --reason INC-1 -- -A uptime
   jitgate ssh --proxy web1 22                    # what ssh is told to run`,
-		Args: positional(1, -1, "a machine"),
+		Args: usage.Args(1, -1, "a machine"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := cmp.Or(f.check(), oneOf(c, "proxy", "prepare")); err != nil {
+			if err := cmp.Or(f.check(), usage.OneOf(c, "proxy", "prepare")); err != nil {
 				return err
 			}
 			switch {
@@ -134,13 +136,13 @@ exec, and for tools that take no ProxyCommand.`,
 // target reads the arguments of --proxy and --prepare.
 func target(args []string) (word string, port uint16, err error) {
 	if len(args) > 2 {
-		return "", 0, usagef("expected a host and a port, got %d arguments", len(args))
+		return "", 0, usage.Errorf("expected a host and a port, got %d arguments", len(args))
 	}
 	port = sshPort
 	if len(args) == 2 {
 		n, err := strconv.ParseUint(args[1], 10, 16)
 		if err != nil || n == 0 {
-			return "", 0, usagef("%q is not a port, 1 to 65535", args[1])
+			return "", 0, usage.Errorf("%q is not a port, 1 to 65535", args[1])
 		}
 		port = uint16(n)
 	}
@@ -162,7 +164,7 @@ func (f *sessionFlags) ssh(c *cobra.Command, args []string) error {
 		user, word = "", args[0]
 	}
 	if word == "" || strings.HasPrefix(word, "-") {
-		return usagef("%q is not a machine", args[0])
+		return usage.Errorf("%q is not a machine", args[0])
 	}
 	if err := f.giveToken(c); err != nil {
 		return err
@@ -315,7 +317,7 @@ func (h *heldBy) next() (turnedAway []denied, err error) {
 		case a.Say != "":
 			fmt.Fprintf(h.say, "jitgate: %s\n", a.Say)
 		case a.Usage:
-			return nil, usageError{errors.New(a.Error)}
+			return nil, usage.Errorf("%s", a.Error)
 		case a.Error != "":
 			return nil, errors.New(a.Error)
 		case a.Ready != nil:
@@ -494,7 +496,7 @@ web1.jit. NAME is as in ssh's Host, such as web1 or web*.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			for _, a := range args {
 				if a == "" || strings.ContainsAny(a, " \t\n\r\"#") {
-					return usagef("%q is not a name for Host", a)
+					return usage.Errorf("%q is not a name for Host", a)
 				}
 			}
 			return nil

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/local"
 )
 
@@ -81,7 +82,7 @@ func newStatus() *cobra.Command {
 		Use:     "status",
 		Short:   "Show what is guarded, what is open and for how long",
 		Example: "  jitgate status --watch",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			for {
 				var s agent.Status
@@ -229,7 +230,7 @@ func newLockdown() *cobra.Command {
 		Long: `Closes every opening now. The grants that made them do not open anything again,
 nor do listed grants that have not begun; new grants do.`,
 		Example: "  jitgate lockdown",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := callAgent(c.Context(), config, http.MethodPost, "/v1/lockdown", nil, nil); err != nil {
 				return err

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/audit"
+	"github.com/jitgate/jitgate/cli/usage"
 )
 
 // lineTable shows lines to people as they come.
@@ -90,7 +91,7 @@ func newAuditTimeline() *cobra.Command {
 used for, and between them when the guard itself was changed.`,
 		Example: `  jitgate audit timeline --since 7d
   jitgate audit timeline --requestor alice@example.com`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 	}
 	f.add(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -15,11 +15,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/jitgate/jitgate/agent"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/policy"
 )
 
 func newTrust() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "trust",
 		Short: "Make a realm, or make a host part of one",
 	}, newTrustInit(), newTrustNext(), newTrustInstall())
@@ -49,9 +50,9 @@ is the root role, trust.json is not signed yet: they sign it in turn.`,
 		Example: `  jitgate trust init --realm acme --out keys
   jitgate trust init --realm acme --out keys --add root=alice.pub --add root=bob.pub --threshold root=2
   jitgate sign --ssh-key ~/.ssh/id_ed25519 keys/trust.json -o keys/trust.json`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := required(c, "realm", "out"); err != nil {
+			if err := usage.Required(c, "realm", "out"); err != nil {
 				return err
 			}
 			return n.run(c)
@@ -159,14 +160,14 @@ input. A host that follows the realm already is left as it is, also where later
 trust documents have replaced the first one since.`,
 		Example: `  jitgate trust install keys/trust.json
   jitgate trust install --pin sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae trust.json`,
-		Args: positional(1, 1, "one file"),
+		Args: usage.Args(1, 1, "one file"),
 		RunE: func(c *cobra.Command, args []string) error {
 			// An empty pin is a variable nobody set, not a wish to go without.
 			var want *policy.Digest
 			if c.Flags().Changed("pin") {
 				d, err := policy.ParseDigest(pin)
 				if err != nil {
-					return usagef("--pin: %w", err)
+					return usage.Errorf("--pin: %w", err)
 				}
 				want = &d
 			}

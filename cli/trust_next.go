@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/policy"
 )
 
@@ -34,9 +35,9 @@ too, because the thief may have signed the largest version.`,
   jitgate trust next trust.json --add root=bob.pem --add root=carol.pem --threshold root=2 -o next.json
   jitgate trust next trust.json --add policy=alice.pub -o next.json     # her SSH key
   jitgate sign --type trust --key root.key next.json -o trust.2.json`,
-		Args: positional(1, 1, "the trust document in force"),
+		Args: usage.Args(1, 1, "the trust document in force"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := required(c, "out"); err != nil {
+			if err := usage.Required(c, "out"); err != nil {
 				return err
 			}
 			return r.run(c, args[0])
@@ -110,7 +111,7 @@ func (r rotation) edit(t *policy.Trust) error {
 		for _, word := range change.words {
 			role, value, ok := strings.Cut(word, "=")
 			if !ok {
-				return usagef("--%s: %q has no value: write ROLE=VALUE", change.flag, word)
+				return usage.Errorf("--%s: %q has no value: write ROLE=VALUE", change.flag, word)
 			}
 			if err := change.make(policy.Role(role), value); err != nil {
 				return fmt.Errorf("--%s %s: %w", change.flag, word, err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/client"
 	"github.com/jitgate/jitgate/policy"
 )
@@ -39,7 +40,7 @@ const (
 var recommended = []uint16{sshPort, rdpPort, 5985, 5986}
 
 func newVM() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "vm",
 		Short: "See and configure the machines of a control plane",
 		Long: `A machine is named by its name, by GROUP/NAME where several have it, or by its
@@ -59,16 +60,16 @@ func newVMList() *cobra.Command {
 		Short: "List machines: configured, not configured, unsupported",
 		Example: `  jitgate vm list web
   jitgate vm list --tab NotConfigured --scope /subscriptions/S/resourceGroups/G`,
-		Args: positional(0, 1, "at most a part of a machine's id"),
+		Args: usage.Args(0, 1, "at most a part of a machine's id"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				f.Search = args[0]
 			}
 			if f.Tab != "" && !slices.ContainsFunc(tabs, func(t struct{ name, title string }) bool { return strings.EqualFold(t.name, f.Tab) }) {
-				return usagef("--tab %q is not Configured, NotConfigured or Unsupported", f.Tab)
+				return usage.Errorf("--tab %q is not Configured, NotConfigured or Unsupported", f.Tab)
 			}
 			if limit < 0 {
-				return usagef("--limit %d is negative: 0 is no limit", limit)
+				return usage.Errorf("--limit %d is negative: 0 is no limit", limit)
 			}
 			return at.call(c, func(ctx context.Context, control *client.Client) error {
 				return listVMs(ctx, c, control, f, limit, asJSON)
@@ -180,7 +181,7 @@ func newVMShow() *cobra.Command {
 		Use:     "show VM",
 		Short:   "Show one machine: its ports, who has what open, how to connect",
 		Example: "  jitgate vm show web1",
-		Args:    positional(1, 1, "a machine"),
+		Args:    usage.Args(1, 1, "a machine"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return at.call(c, func(ctx context.Context, control *client.Client) error {
 				v, _, err := findVM(ctx, control, args[0])
@@ -286,10 +287,10 @@ func newVMAdd() *cobra.Command {
 		Long: `Puts a machine into the inventory by its whole id. Of one that is there already
 only what is given changes.`,
 		Example: "  jitgate vm add /subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/web1 --location here --os Linux --address 10.0.0.4",
-		Args:    positional(1, 1, "the whole id of a machine"),
+		Args:    usage.Args(1, 1, "the whole id of a machine"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if !strings.HasPrefix(args[0], "/") {
-				return usagef("%q is not the whole id of a machine: /subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME", args[0])
+				return usage.Errorf("%q is not the whole id of a machine: /subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME", args[0])
 			}
 			return at.call(c, func(ctx context.Context, control *client.Client) error {
 				v, _, err := control.VM(ctx, args[0])
@@ -339,13 +340,13 @@ func parsePortSpec(s string) (portSpec, error) {
 	number, protocol, hasProtocol := strings.Cut(fields[0], "/")
 	n, err := strconv.ParseUint(number, 10, 16)
 	if err != nil || n == 0 {
-		return portSpec{}, usagef("--port %q is not %s", s, form)
+		return portSpec{}, usage.Errorf("--port %q is not %s", s, form)
 	}
 	p := portSpec{number: uint16(n), rule: client.PortRule{Number: uint16(n)}}
 	if hasProtocol {
 		p.rule.Protocol = strings.ToUpper(protocol)
 		if !slices.Contains([]string{string(policy.TCP), string(policy.UDP), string(policy.Both)}, p.rule.Protocol) {
-			return portSpec{}, usagef("--port %q: %q is not tcp, udp or *", s, protocol)
+			return portSpec{}, usage.Errorf("--port %q: %q is not tcp, udp or *", s, protocol)
 		}
 	}
 	if len(fields) > 1 && fields[1] != "" {
@@ -395,7 +396,7 @@ func (f ruleFlags) parse() (all []portSpec, err error) {
 			return nil, err
 		}
 		if slices.ContainsFunc(all, func(q portSpec) bool { return q.number == p.number }) {
-			return nil, usagef("--port %d is there twice", p.number)
+			return nil, usage.Errorf("--port %d is there twice", p.number)
 		}
 		if f.cut {
 			p.rule.SessionsAtEnd = "cut"
@@ -418,7 +419,7 @@ for three hours at most and for any source; or the ports that --port says; or
 with --recommended 22, 3389, 5985 and 5986.`,
 		Example: `  jitgate vm enable web1 web2
   jitgate vm enable web1 --port 22/tcp:PT2H:10.0.0.0/8 --port 5985`,
-		Args: positional(1, -1, "a machine or several"),
+		Args: usage.Args(1, -1, "a machine or several"),
 		RunE: func(c *cobra.Command, args []string) error {
 			specs, err := rules.parse()
 			if err != nil {
@@ -497,7 +498,7 @@ func enabling(v client.VM, specs []portSpec, location string) ([]client.PortRule
 	case v.Tab == tabUnsupported:
 		return nil, fmt.Errorf("%s is unsupported: %s", printable(v.Name), printable(v.Reason))
 	case v.Location == "" && location == "":
-		return nil, usagef("%s has no location in the inventory, and policies are by location: say --location", printable(v.Name))
+		return nil, usage.Errorf("%s has no location in the inventory, and policies are by location: say --location", printable(v.Name))
 	}
 	if len(specs) == 0 {
 		switch strings.ToLower(v.OS) {
@@ -506,7 +507,7 @@ func enabling(v client.VM, specs []portSpec, location string) ([]client.PortRule
 		case "linux", "": // an agent on anything else says so
 			specs = []portSpec{{number: sshPort}}
 		default:
-			return nil, usagef("%s runs %s: say which ports with --port", printable(v.Name), printable(v.OS))
+			return nil, usage.Errorf("%s runs %s: say which ports with --port", printable(v.Name), printable(v.OS))
 		}
 	}
 	var ports []client.PortRule
@@ -565,14 +566,14 @@ func newVMEdit() *cobra.Command {
 not said of a port stays as it is. All other ports stay as they are.`,
 		Example: `  jitgate vm edit web1 --port 22:PT1H
   jitgate vm edit web1 --port 8443/tcp:PT8H:198.51.100.0/24 --remove 5985`,
-		Args: positional(1, 1, "a machine"),
+		Args: usage.Args(1, 1, "a machine"),
 		RunE: func(c *cobra.Command, args []string) error {
 			specs, err := rules.parse()
 			if err != nil {
 				return err
 			}
 			if len(specs)+len(remove) == 0 {
-				return usagef("--port or --remove is missing: see %s --help", c.CommandPath())
+				return usage.Errorf("--port or --remove is missing: see %s --help", c.CommandPath())
 			}
 			return at.call(c, func(ctx context.Context, control *client.Client) error {
 				v, _, err := findVM(ctx, control, args[0])
@@ -661,7 +662,7 @@ func newVMDisable() *cobra.Command {
 		Long: `Takes machines out of their policies: their ports are guarded no more, and are
 open to whatever else stands before them lets through.`,
 		Example: "  jitgate vm disable web1 --yes",
-		Args:    positional(1, -1, "a machine or several"),
+		Args:    usage.Args(1, -1, "a machine or several"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return at.call(c, func(ctx context.Context, control *client.Client) error {
 				vms, err := findVMs(ctx, control, args)
@@ -703,7 +704,7 @@ open to whatever else stands before them lets through.`,
 // agree asks a person at a terminal; elsewhere --yes is needed.
 func agree(ctx context.Context, c *cobra.Command, what string) error {
 	if _, ok := terminalOf(c.InOrStdin()); !ok {
-		return usagef("%s: say --yes", what)
+		return usage.Errorf("%s: say --yes", what)
 	}
 	yes, err := confirm(ctx, c, what+". Go on? [y/N] ")
 	if err == nil && !yes {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/policy"
 )
@@ -53,7 +54,7 @@ func parseValid(s string) (time.Duration, error) {
 	if d, err := policy.ParseDuration(s); err == nil && d > 0 {
 		return d, nil
 	}
-	return 0, usagef("%q is not a time like 30d, 12h or 90m", s)
+	return 0, usage.Errorf("%q is not a time like 30d, 12h or 90m", s)
 }
 
 func date(t time.Time) string {
@@ -64,7 +65,7 @@ func date(t time.Time) string {
 }
 
 func newUser() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "user",
 		Short: "Who has which role where",
 		Long: `Gives roles at scopes, and takes them away. A name without a prefix is somebody
@@ -81,11 +82,11 @@ func newUserList() *cobra.Command {
 		Use:     "list",
 		Short:   "List who has which role where",
 		Example: "  jitgate-control user list\n  jitgate-control user list --scope /subscriptions/S --json",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := control.ParseScope(scope)
 			if err != nil {
-				return usagef("--scope: %w", err)
+				return usage.Errorf("--scope: %w", err)
 			}
 			return withEngine(c, &o, func(ctx context.Context, e *control.Engine, who control.Caller) error {
 				given, err := e.ListAssignments(ctx, who, s)
@@ -132,9 +133,9 @@ func newUserAdd() *cobra.Command {
 		Short: "Give somebody a role at a scope",
 		Example: `  jitgate-control user add alice@example.com --role JITRequester --scope /subscriptions/S
   jitgate-control user add group:admins --role SecurityAdmin --scope /subscriptions/S/resourceGroups/G`,
-		Args: positional(1, 1, "one name"),
+		Args: usage.Args(1, 1, "one name"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := required(c, "role", "scope"); err != nil {
+			if err := usage.Required(c, "role", "scope"); err != nil {
 				return err
 			}
 			a := control.Assignment{Principal: principal(args[0]), Role: role, Scope: control.Scope(scope)}
@@ -163,10 +164,10 @@ and every token is revoked. What they had opened stays open to its end: revoke
 requests where that is too long.`,
 		Example: `  jitgate-control user remove alice@example.com
   jitgate-control user remove alice@example.com --role JITRequester --scope /subscriptions/S`,
-		Args: positional(1, 1, "one name"),
+		Args: usage.Args(1, 1, "one name"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if c.Flags().Changed("role") != c.Flags().Changed("scope") {
-				return usagef("--role and --scope go together: see %s --help", c.CommandPath())
+				return usage.Errorf("--role and --scope go together: see %s --help", c.CommandPath())
 			}
 			name := principal(args[0])
 			return withEngine(c, &o, func(ctx context.Context, e *control.Engine, who control.Caller) error {
@@ -227,7 +228,7 @@ func removeAll(ctx context.Context, e *control.Engine, who control.Caller, name 
 }
 
 func newToken() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "token",
 		Short: "Bearer tokens of people and programs known here alone",
 	}, newTokenList(), newTokenCreate(), newTokenRevoke())
@@ -240,7 +241,7 @@ func newTokenList() *cobra.Command {
 		Use:     "list",
 		Short:   "List tokens; the tokens themselves are not kept",
 		Example: "  jitgate-control token list --json",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withEngine(c, &o, func(ctx context.Context, e *control.Engine, who control.Caller) error {
 				tokens, err := e.ListTokens(ctx, who)
@@ -279,9 +280,9 @@ func newTokenCreate() *cobra.Command {
 add), and with --role and --scope only what is inside both. It is shown once.`,
 		Example: `  jitgate-control token create --for alice@example.com --expires 30d
   jitgate-control token create --for ci --role JITRequester --scope /subscriptions/S --note "nightly deployment"`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := required(c, "for"); err != nil {
+			if err := usage.Required(c, "for"); err != nil {
 				return err
 			}
 			in := control.TokenInput{Principal: principal(owner), Role: role, Scope: control.Scope(scope), Note: note}
@@ -318,7 +319,7 @@ func newTokenRevoke() *cobra.Command {
 		Use:     "revoke ID",
 		Short:   "Make a token useless from the next call on",
 		Example: "  jitgate-control token revoke 9f86d081884c",
-		Args:    positional(1, 1, "a token's id, as token list shows it"),
+		Args:    usage.Args(1, 1, "a token's id, as token list shows it"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return withEngine(c, &o, func(ctx context.Context, e *control.Engine, who control.Caller) error {
 				if err := e.RevokeToken(ctx, who, args[0]); err != nil {
@@ -334,7 +335,7 @@ func newTokenRevoke() *cobra.Command {
 }
 
 func newRole() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "role",
 		Short: "Role definitions, in Azure's action strings",
 	}, newRoleList(), newRolePut(), newRoleDelete())
@@ -347,7 +348,7 @@ func newRoleList() *cobra.Command {
 		Use:     "list",
 		Short:   "List roles, the built-in ones first",
 		Example: "  jitgate-control role list --json",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withEngine(c, &o, func(ctx context.Context, e *control.Engine, who control.Caller) error {
 				roles, err := e.ListRoles(ctx, who)
@@ -378,9 +379,9 @@ func newRolePut() *cobra.Command {
 		Use:     "put NAME --action ACTION…",
 		Short:   "Define a role, or replace one that was defined here",
 		Example: "  jitgate-control role put Approver --action Microsoft.Security/locations/jitNetworkAccessPolicies/approve/action --action '*/read'",
-		Args:    positional(1, 1, "a role's name"),
+		Args:    usage.Args(1, 1, "a role's name"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := required(c, "action"); err != nil {
+			if err := usage.Required(c, "action"); err != nil {
 				return err
 			}
 			r.Name = args[0]
@@ -411,7 +412,7 @@ func newRoleDelete() *cobra.Command {
 		Use:     "delete NAME",
 		Short:   "Remove a role that was defined here and that nobody has",
 		Example: "  jitgate-control role delete Approver",
-		Args:    positional(1, 1, "a role's name"),
+		Args:    usage.Args(1, 1, "a role's name"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return withEngine(c, &o, func(ctx context.Context, e *control.Engine, who control.Caller) error {
 				if err := e.DeleteRole(ctx, who, args[0]); err != nil {
@@ -427,7 +428,7 @@ func newRoleDelete() *cobra.Command {
 }
 
 func newJoin() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "join",
 		Short: "Join tokens, with which hosts enrol",
 	}, newJoinList(), newJoinCreate(), newJoinRevoke())
@@ -440,7 +441,7 @@ func newJoinList() *cobra.Command {
 		Use:     "list",
 		Short:   "List join tokens that could still be used",
 		Example: "  jitgate-control join list",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return withEngine(c, &o, func(ctx context.Context, e *control.Engine, who control.Caller) error {
 				joins, err := e.ListJoins(ctx, who)
@@ -475,22 +476,22 @@ carry it there by a way you trust. It works for the machine, or for any machine
 at the scope, as often as --uses says, until it expires. It is shown once.`,
 		Example: `  jitgate-control join create --scope /subscriptions/S/resourceGroups/G --uses 20 --expires 8h
   jitgate-control join create --vm /subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/web1`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			at := control.Scope(scope)
 			switch {
 			case (scope == "") == (vm == ""):
-				return usagef("give --scope or --vm, one of them: see %s --help", c.CommandPath())
+				return usage.Errorf("give --scope or --vm, one of them: see %s --help", c.CommandPath())
 			case vm != "":
 				id, err := control.ParseVMID(vm)
 				if err != nil {
-					return usagef("--vm: %w", err)
+					return usage.Errorf("--vm: %w", err)
 				}
 				at = id.Scope()
 			default:
 				var err error
 				if at, err = control.ParseScope(scope); err != nil {
-					return usagef("--scope: %w", err)
+					return usage.Errorf("--scope: %w", err)
 				}
 			}
 			life, err := parseValid(valid)
@@ -498,7 +499,7 @@ at the scope, as often as --uses says, until it expires. It is shown once.`,
 				return err
 			}
 			if uses < 1 {
-				return usagef("--uses %d: a token is used once at least", uses)
+				return usage.Errorf("--uses %d: a token is used once at least", uses)
 			}
 			return withEngine(c, &o, func(ctx context.Context, e *control.Engine, who control.Caller) error {
 				token, j, err := e.CreateJoin(ctx, who, at, uses, life)
@@ -529,7 +530,7 @@ func newJoinRevoke() *cobra.Command {
 		Use:     "revoke ID",
 		Short:   "Make a join token useless",
 		Example: "  jitgate-control join revoke 9f86d081884c",
-		Args:    positional(1, 1, "a join token's id, as join list shows it"),
+		Args:    usage.Args(1, 1, "a join token's id, as join list shows it"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return withEngine(c, &o, func(ctx context.Context, e *control.Engine, who control.Caller) error {
 				if err := e.RevokeJoin(ctx, who, args[0]); err != nil {

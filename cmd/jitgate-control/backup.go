@@ -20,6 +20,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/control/store"
 	"github.com/jitgate/jitgate/policy"
 )
@@ -84,7 +85,7 @@ also while it serves. Whoever has the file can grant access: keep it as you keep
 keys. The root key is not in it. A PostgreSQL is not in it either: back it up with
 pg_dump, at the same time or later.`,
 		Example: "  jitgate-control backup /backup/jitgate-$(date +%F).tar.gz",
-		Args:    positional(1, 1, "one file to write"),
+		Args:    usage.Args(1, 1, "one file to write"),
 		RunE: func(c *cobra.Command, args []string) error {
 			s, d, err := o.existing(c)
 			if err != nil {
@@ -236,9 +237,9 @@ Hosts that got lists after the backup was made refuse older ones: as they come
 back, theirs are made anew from what was restored. What was granted since the
 backup ends then.`,
 		Example: "  jitgate-control restore /backup/jitgate-2026-01-01.tar.gz --data /var/lib/jitgate-control",
-		Args:    positional(1, 1, "one backup"),
+		Args:    usage.Args(1, 1, "one backup"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := required(c, "data"); err != nil {
+			if err := usage.Required(c, "data"); err != nil {
 				return err
 			}
 			s, err := o.load(c)

@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/control/store"
 )
@@ -163,7 +164,7 @@ func (d directory) ask(c *cobra.Command) (asked bool, err error) {
 	}
 	switch {
 	case o.Error != "" && o.Usage:
-		return true, usageError{errors.New(o.Error)}
+		return true, usage.Errorf("%s", o.Error)
 	case o.Error != "":
 		return true, errors.New(o.Error)
 	}
@@ -255,7 +256,7 @@ func runFor(ctx context.Context, e *control.Engine, args []string) outcome {
 	o := outcome{Out: out.Bytes()}
 	if err != nil {
 		o.Error = cmp.Or(err.Error(), "failed")
-		_, o.Usage = errors.AsType[usageError](err)
+		_, o.Usage = errors.AsType[usage.Error](err)
 	}
 	return o
 }

@@ -4,6 +4,8 @@ import (
 	_ "embed"
 
 	"github.com/spf13/cobra"
+
+	"github.com/jitgate/jitgate/cli/usage"
 )
 
 // defaultConfig is every setting there is, commented out, with its default.
@@ -19,7 +21,7 @@ func newConfig() *cobra.Command {
 it is if it is left out, and what it is for.`,
 		Example: `  jitgate-control config > control.toml
   jitgate-control serve --config control.toml`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, err := c.OutOrStdout().Write([]byte(defaultConfig))
 			return err

@@ -12,13 +12,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/control/signer"
 	"github.com/jitgate/jitgate/control/signer/keyvault"
 	"github.com/jitgate/jitgate/policy"
 )
 
 func newKeys() *cobra.Command {
-	return group(&cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "keys",
 		Short: "The keys of the realm: whose they are, where they are, how they change",
 	}, newKeysList(), newKeysShow(), newKeysInstall(), newKeysRotateHelp())
@@ -43,7 +44,7 @@ func newKeysList() *cobra.Command {
 		Long: `Lists what the trust document says: which key has which role. Where the private
 half is on this server, it says where; the others are with people, or lost.`,
 		Example: "  jitgate-control keys list\n  jitgate-control keys list --data ./control --json",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, d, err := o.existing(c)
 			if err != nil {
@@ -137,7 +138,7 @@ func newKeysShow() *cobra.Command {
 		Long: `Prints the public keys of a role from the trust document, in PEM; those of
 ssh-keygen as it writes them. Private keys are never printed.`,
 		Example: "  jitgate-control keys show grant",
-		Args:    positional(1, 1, "one role"),
+		Args:    usage.Args(1, 1, "one role"),
 		RunE: func(c *cobra.Command, args []string) error {
 			_, d, err := o.existing(c)
 			if err != nil {
@@ -150,7 +151,7 @@ ssh-keygen as it writes them. Private keys are never printed.`,
 			t := v.Document()
 			role, ok := t.Role(policy.Role(args[0]))
 			if !ok {
-				return usagef("%q is not root, policy or grant", args[0])
+				return usage.Errorf("%q is not root, policy or grant", args[0])
 			}
 			for _, k := range t.Keys {
 				if !slices.Contains(role.Keys, k.ID) {
@@ -185,7 +186,7 @@ func newKeysInstall() *cobra.Command {
 by a threshold of the root keys before it and of its own). A running server
 follows it when it is restarted; hosts get it then.`,
 		Example: "  jitgate-control keys install trust.2.json",
-		Args:    positional(1, 1, "one file"),
+		Args:    usage.Args(1, 1, "one file"),
 		RunE: func(c *cobra.Command, args []string) error {
 			s, d, err := o.existing(c)
 			if err != nil {
@@ -246,7 +247,7 @@ func newKeysRotateHelp() *cobra.Command {
 		Long: `Prints the commands that give this realm another grant or policy key, or only a
 later end. Nothing is done: the root key has to sign, and it is not here.`,
 		Example: "  jitgate-control keys rotate-help",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, d, err := o.existing(c)
 			if err != nil {

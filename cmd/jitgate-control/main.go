@@ -17,6 +17,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/jitgate/jitgate/cli/usage"
 )
 
 // Exit codes.
@@ -35,11 +37,6 @@ var (
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
-// usageError is a mistake in the command's words.
-type usageError struct{ error }
-
-func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
-
 // run runs the command line and returns its exit code.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRoot()
@@ -52,7 +49,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitDone
 	}
 	fmt.Fprintf(stderr, "jitgate-control: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
-	if _, ok := errors.AsType[usageError](err); ok {
+	if _, ok := errors.AsType[usage.Error](err); ok {
 		return exitUsage
 	}
 	return exitFailed
@@ -73,50 +70,17 @@ JIT API, so that Azure's own tools and SDKs work with it.`,
 		// A word that is no command is a mistake, not a wish for help.
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("unknown command %q: see jitgate-control --help", args[0])
+				return usage.Errorf("unknown command %q: see jitgate-control --help", args[0])
 			}
 			return nil
 		},
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usagef("%w: see %s --help", err, c.CommandPath())
+		return usage.Errorf("%w: see %s --help", err, c.CommandPath())
 	})
 	root.AddCommand(newServe(), newUser(), newToken(), newRole(), newJoin(), newKeys(), newBackup(), newRestore(), newMigrate(), newConfig(), newVersion())
 	return root
-}
-
-// group is a command that only holds others.
-func group(c *cobra.Command, children ...*cobra.Command) *cobra.Command {
-	c.Args = func(c *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usagef("unknown command %q: see %s --help", args[0], c.CommandPath())
-		}
-		return nil
-	}
-	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
-	c.AddCommand(children...)
-	return c
-}
-
-// positional checks how many arguments a command got.
-func positional(low, high int, what string) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if len(args) < low || (high >= 0 && len(args) > high) {
-			return usagef("expected %s: see %s --help", what, c.CommandPath())
-		}
-		return nil
-	}
-}
-
-// required makes missing flags a mistake in usage with one clear line.
-func required(c *cobra.Command, names ...string) error {
-	for _, name := range names {
-		if !c.Flags().Changed(name) {
-			return usagef("--%s is missing: see %s --help", name, c.CommandPath())
-		}
-	}
-	return nil
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -131,7 +95,7 @@ func newVersion() *cobra.Command {
 		Use:     "version",
 		Short:   "Print the version",
 		Example: "  jitgate-control version --json",
-		Args:    positional(0, 0, "no argument"),
+		Args:    usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			v := map[string]string{"version": version, "commit": commit, "built": built,
 				"go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH}

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/control/store"
 )
@@ -28,7 +29,7 @@ SQLite to a PostgreSQL where one machine is outgrown, or back. Stop the server
 first; the database that was copied is left as it is.`,
 		Example: `  jitgate-control migrate
   jitgate-control migrate --to 'postgres://jitgate@db.example.com/jitgate?sslmode=verify-full'`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := o.load(c)
 			if err != nil {
@@ -36,7 +37,7 @@ first; the database that was copied is left as it is.`,
 			}
 			if to != "" {
 				if err := checkDatabase(to); err != nil {
-					return usagef("--to: %w", err)
+					return usage.Errorf("--to: %w", err)
 				}
 			}
 			d, err := existing(s.data)

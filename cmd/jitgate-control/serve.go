@@ -24,6 +24,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/control/agents"
 	"github.com/jitgate/jitgate/control/api"
@@ -70,7 +71,7 @@ func (o *origin) load(c *cobra.Command) (settings, error) {
 	}
 	if c.Flags().Changed("listen") {
 		if s.listen, err = checkListen(o.listen); err != nil {
-			return s, usagef("--listen: %w", err)
+			return s, usage.Errorf("--listen: %w", err)
 		}
 	}
 	return s, nil
@@ -113,7 +114,7 @@ reads the certificate and the log level anew.`,
 		Example: `  jitgate-control serve
   jitgate-control serve --data ./control --listen 127.0.0.1:8443
   jitgate-control serve --config /etc/jitgate-control/control.toml`,
-		Args: positional(0, 0, "no argument"),
+		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := o.load(c)
 			if err != nil {
