@@ -60,10 +60,23 @@ func TestBesideTheAgent(t *testing.T) {
 	m := newInstalled(t, "0.0.1")
 	m.provisionAndArm(first)
 	m.allow(grant("g1", 22, 30*time.Minute, alice4+"/32"))
+	part := func(name string, f func(t *testing.T)) {
+		t.Run(name, func(t *testing.T) {
+			m.t = t
+			f(t)
+		})
+		if m.t = t; t.Failed() {
+			out, _ := m.try("journalctl", "-u", "jitgate-logins", "-u", "jitgate-metrics", "-n", "20", "-o", "cat", "--no-pager")
+			t.Fatalf("%s: the last that the two said:\n%s", name, out)
+		}
+	}
 	key := strings.Fields(m.vm.run(t, "ssh-keygen", "-l", "-f", m.path("id.pub")))[1]
 
-	t.Run("what anybody writes is no login", func(t *testing.T) {
-		m.run("systemctl", "is-active", "jitgate-logins")
+	part("what anybody writes is no login", func(t *testing.T) {
+		until(t, patience, "the reader of logins should run", func() bool {
+			_, err := m.try("systemctl", "is-active", "jitgate-logins")
+			return err == nil
+		})
 		forged := "Accepted publickey for root from " + alice4 + " port 50000 ssh2: ED25519 " + key
 		m.run("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--", "logger", "-t", "sshd", forged)
 		m.run("systemd-run", "--quiet", "--wait", "logger", "-t", "sshd", forged)
@@ -79,7 +92,7 @@ func TestBesideTheAgent(t *testing.T) {
 			t.Errorf("recorded %+v", l)
 		}
 	})
-	t.Run("none is lost and none told twice", func(t *testing.T) {
+	part("none is lost and none told twice", func(t *testing.T) {
 		m.run("systemctl", "kill", "--signal=KILL", "jitgate-logins")
 		m.run("systemctl", "stop", "jitgate-logins")
 		m.getsIn(alice4)
@@ -108,7 +121,7 @@ func TestBesideTheAgent(t *testing.T) {
 		m.getsIn(alice4)
 		m.loggedIn(5, "others failed")
 	})
-	t.Run("with a certificate", func(t *testing.T) {
+	part("with a certificate", func(t *testing.T) {
 		m.vm.run(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", m.path("ca"))
 		m.vm.run(t, "ssh-keygen", "-q", "-s", m.path("ca"), "-I", "alice from 192.0.2.66 port 1 ssh2", "-n", "root", "-z", "7", m.path("id.pub"))
 		m.write("/etc/ssh/ca.pub", m.vm.run(t, "cat", m.path("ca.pub")))
@@ -120,7 +133,7 @@ func TestBesideTheAgent(t *testing.T) {
 			t.Errorf("recorded %+v", l)
 		}
 	})
-	t.Run("who logged in is shown", func(t *testing.T) {
+	part("who logged in is shown", func(t *testing.T) {
 		if out := m.run("jitgate", "audit", "timeline"); !strings.Contains(out, "as root with "+key) {
 			t.Errorf("the timeline is\n%s", out)
 		}
@@ -128,7 +141,7 @@ func TestBesideTheAgent(t *testing.T) {
 			t.Errorf("journalctl -x says\n%s", out)
 		}
 	})
-	t.Run("each is answered about one thing", func(t *testing.T) {
+	part("each is answered about one thing", func(t *testing.T) {
 		m.fails("jitgate-logins may ask for /v1/logins alone", as("jitgate-logins", "jitgate", "lockdown")...)
 		m.fails("jitgate-metrics may ask for /metrics alone", as("jitgate-metrics", "jitgate", "lockdown")...)
 		if out, _ := m.try(as("jitgate-fetch", "timeout", "5", "jitgate", "agent", "logins")...); !strings.Contains(out, "only root may ask that") {
@@ -142,7 +155,7 @@ func TestBesideTheAgent(t *testing.T) {
 			}
 		}
 	})
-	t.Run("metrics", func(t *testing.T) {
+	part("metrics", func(t *testing.T) {
 		if out, _ := m.try("systemctl", "is-enabled", "jitgate-metrics"); strings.TrimSpace(out) != "disabled" {
 			t.Errorf("as installed it is %q", out)
 		}
