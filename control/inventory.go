@@ -258,9 +258,9 @@ func countStretch(tx Tx, s stretch, count map[Tab]int) error {
 		}
 		return nil
 	}
-	groups, err := tx.CountMachines(s.from, s.to)
-	for _, g := range groups {
-		count[s.tab(g.Tab)] += g.N
+	counts, err := tx.CountMachines(s.from, s.to)
+	for tab, n := range counts {
+		count[s.tab(tab)] += n
 	}
 	return err
 }

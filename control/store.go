@@ -65,9 +65,9 @@ type Tx interface {
 	VMsOf(...VMID) ([]VM, error)
 	// Machines are the Keys of machines, in their order.
 	Machines(MachineFilter) ([]string, error)
-	// CountMachines counts them by resource group and BaseTab, in the order of
-	// the groups: those whose Key is in [from, to), which are not inside a group.
-	CountMachines(from, to string) ([]MachineCount, error)
+	// CountMachines counts those whose Key is in [from, to) by their BaseTab.
+	// Neither may be inside a resource group.
+	CountMachines(from, to string) (map[Tab]int, error)
 	PutVM(VM) error // but for Agent.LastSeen, which only rises
 	DeleteVM(VMID) error
 	// Seen notes when agents were last heard of, by Key of the machine.
@@ -121,13 +121,6 @@ type MachineFilter struct {
 	Search   string // part of the Key, letter case ignored
 	After    string // Key of the last one of the page before
 	Limit    int    // 0: no limit
-}
-
-// MachineCount is how many machines of a resource group have a BaseTab.
-type MachineCount struct {
-	Group Scope
-	Tab   Tab
-	N     int
 }
 
 // Token is a local bearer token as the store keeps it.

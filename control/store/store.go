@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -28,6 +29,7 @@ type store struct {
 	wakers
 	updates  updates
 	policies policies
+	keys     atomic.Pointer[keyIndex]
 
 	mu      sync.Mutex
 	closed  bool

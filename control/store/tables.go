@@ -479,7 +479,14 @@ func chunked(ids []control.VMID) iter.Seq[[]any] {
 }
 
 func (t *tx) Machines(f control.MachineFilter) (keys []string, err error) {
-	query, args := t.store.machines(f)
+	if f.Search != "" {
+		x, err := t.keyIndex()
+		if err != nil {
+			return nil, err
+		}
+		return x.find(f), nil
+	}
+	query, args := machines(f)
 	err = t.read(func(rows *sql.Rows) error {
 		var key string
 		err := rows.Scan(&key)
@@ -489,8 +496,8 @@ func (t *tx) Machines(f control.MachineFilter) (keys []string, err error) {
 	return keys, err
 }
 
-// machines is the query of a filter.
-func (s *store) machines(f control.MachineFilter) (string, []any) {
+// machines is the query of a filter without a Search.
+func machines(f control.MachineFilter) (string, []any) {
 	var q selection
 	if f.Tab != "" {
 		q.and("tab = ?", string(f.Tab))
@@ -503,26 +510,23 @@ func (s *store) machines(f control.MachineFilter) (string, []any) {
 	if f.To != "" {
 		q.and("id < ?", fold(f.To))
 	}
-	if f.Search != "" {
-		q.and(s.contains("id"), fold(f.Search))
-	}
 	return "SELECT id FROM machine" + q.conditions() + " ORDER BY id" + limited(f.Limit), q.args
 }
 
-// CountMachines reads counts that are kept in step with the machines: see sort.
-func (t *tx) CountMachines(from, to string) (counts []control.MachineCount, err error) {
-	err = t.read(func(rows *sql.Rows) error {
-		var c control.MachineCount
-		err := rows.Scan(&c.Group, &c.Tab, &c.N)
-		counts = append(counts, c)
+// CountMachines adds up counts that are kept in step with the machines: see sort.
+func (t *tx) CountMachines(from, to string) (map[control.Tab]int, error) {
+	counts := map[control.Tab]int{}
+	err := t.read(func(rows *sql.Rows) error {
+		var tab control.Tab
+		var n int
+		err := rows.Scan(&tab, &n)
+		counts[tab] = n
 		return err
 	}, machineCounts, fold(from), fold(to))
 	return counts, err
 }
 
-// machineCounts has the group's Key and a slash in grp, so that it is before a
-// machine's just when all of the group's are.
-const machineCounts = "SELECT substr(grp, 1, length(grp) - 1), tab, n FROM machine_count WHERE grp >= ? AND grp < ? ORDER BY grp, tab"
+const machineCounts = "SELECT tab, CAST(sum(n) AS BIGINT) FROM machine_count WHERE grp >= ? AND grp < ? GROUP BY tab"
 
 // sort puts machines into their tabs, after something that these depend on has
 // changed, and keeps the counts in step.
@@ -551,6 +555,12 @@ func (t *tx) sort(keys ...string) error {
 		}, `SELECT vm.id, vm.unsupported, COALESCE(machine.tab, ''), EXISTS (SELECT 1 FROM policy_vm WHERE policy_vm.vm = vm.id)
 			FROM vm LEFT JOIN machine ON machine.id = vm.id WHERE vm.id IN (`+tuples(len(some), "?")+")", args...)
 		if err != nil {
+			return err
+		}
+		if len(tabs) == 0 {
+			continue
+		}
+		if _, err := t.next(machineVersion, 1); err != nil {
 			return err
 		}
 		for key, tab := range tabs {
@@ -629,6 +639,9 @@ func (t *tx) DeleteVM(id control.VMID) error {
 		return err
 	}
 	if err := t.drop("DELETE FROM vm WHERE id = ?", key); err != nil {
+		return err
+	}
+	if _, err := t.next(machineVersion, 1); err != nil {
 		return err
 	}
 	return t.count(map[[2]string]int{{groupOf(key), tab}: -1})

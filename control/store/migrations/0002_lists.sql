@@ -13,6 +13,7 @@ INSERT INTO machine (id, tab) SELECT id, CASE
 	WHEN unsupported = 1 OR id LIKE '%/microsoft.classiccompute/virtualmachines/%' THEN 'Unsupported'
 	ELSE 'NotConfigured' END FROM vm;
 CREATE INDEX machine_tab ON machine (tab, id);
+INSERT INTO counter (name, value) VALUES ('machine', 0);
 
 CREATE TABLE machine_count (
 	grp TEXT NOT NULL,
