@@ -113,13 +113,16 @@ func (r Realm) peopleSign() (role policy.RoleKeys, waits bool) {
 type due struct {
 	vm    VMID
 	guard bool // its policy document too
+	list  bool // the list of grants, in any case
 }
 
 // renew has a machine's list of grants made anew when the edit is done, once,
-// however often it is asked; with guard its policy document before it.
+// however often it is asked; with guard its policy document before it. After
+// that alone a list that was empty, and is, stays as it is: a policy for
+// thousands of machines is half the documents.
 func (ed *edit) renew(vm VMID, guard bool) {
 	d := ed.due[vm.Key()]
-	ed.due[vm.Key()] = due{vm, d.guard || guard}
+	ed.due[vm.Key()] = due{vm, d.guard || guard, d.list || !guard}
 }
 
 // publish makes the documents that are due. The order is always the same: a
@@ -144,7 +147,7 @@ func (ed *edit) publish() error {
 				return err
 			}
 		}
-		if err := ed.publishGrants(d.vm); err != nil {
+		if err := ed.publishGrants(d.vm, d.list); err != nil {
 			return err
 		}
 	}
@@ -204,12 +207,18 @@ func (ed *edit) publishPolicy(vm VMID) error {
 	return ed.store(vm, envelope, doc.Header)
 }
 
-// publishGrants makes the next list of grants of a machine.
-func (ed *edit) publishGrants(vm VMID) error {
+// publishGrants makes the next list of grants of a machine, and where it need
+// not, only if there is something on it or was.
+func (ed *edit) publishGrants(vm VMID, need bool) error {
 	last, was, err := found(ed.tx.Document(vm.Key(), policy.TypeGrants))
 	if err != nil {
 		return err
 	}
+	open, err := ed.tx.Requests(RequestFilter{VM: &vm, Open: true})
+	if err != nil {
+		return err
+	}
+	role, _ := ed.e.Realm.Trust.Role(policy.RoleGrant)
 	var before []policy.Grant
 	if was {
 		list, err := readDocument[policy.Grants](last)
@@ -217,6 +226,9 @@ func (ed *edit) publishGrants(vm VMID) error {
 			return err
 		}
 		before = list.Grants
+		if !need && len(before)+len(open) == 0 && list.Epoch == role.Epoch && ed.now.Before(list.Expires) {
+			return nil
+		}
 	}
 	guard, guarded, err := found(ed.tx.Document(vm.Key(), policy.TypePolicy))
 	if err != nil {
@@ -230,15 +242,10 @@ func (ed *edit) publishGrants(vm VMID) error {
 		}
 		before = inside(bounds, before)
 	}
-	open, err := ed.tx.Requests(RequestFilter{VM: &vm, Open: true})
-	if err != nil {
-		return err
-	}
 	version, err := ed.last(vm, last, policy.TypeGrants)
 	if err != nil {
 		return err
 	}
-	role, _ := ed.e.Realm.Trust.Role(policy.RoleGrant)
 	doc, err := grantsDocument(ed.header(version, grantsValid), role.Epoch, vm, guard.Version, open, before, ed.now)
 	if err != nil {
 		return err

@@ -185,7 +185,7 @@ func (e *Engine) renewGrants(ctx context.Context, now time.Time) error {
 			if err != nil {
 				return err
 			}
-			some = append(some, due{vm, false})
+			some = append(some, due{vm: vm})
 		}
 		if err := e.renewAll(ctx, some, func(d Document) bool { return d.Issued.Before(now.Add(-grantsRenew)) }); err != nil || len(list) < sweepBatch {
 			return err
@@ -265,7 +265,7 @@ func (e *Engine) renewDocuments(ctx context.Context, now time.Time) error {
 			if err != nil {
 				return err
 			}
-			stale = append(stale, due{vm, d.Type == policy.TypePolicy})
+			stale = append(stale, due{vm: vm, guard: d.Type == policy.TypePolicy})
 		}
 		if len(list) < sweepPage {
 			break
