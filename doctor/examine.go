@@ -237,7 +237,11 @@ func (e *examination) agent() {
 	case e.Mode == off:
 		e.add(Warning, ModeOff, "The guard was disarmed: nothing is closed.", "", "Bring it back, on trial first: `jitgate arm`")
 	case e.Mode == observe:
-		e.add(Warning, ModeObserve, "The guard only counts what it would drop (mode observe): the ports are not closed.", "",
+		what := "The guard only counts what it would drop (mode observe): the ports are not closed."
+		if e.Windows != nil {
+			what = "The guard drops nothing (mode observe): the ports are not closed."
+		}
+		e.add(Warning, ModeObserve, what, "",
 			"Once the grants you need are there, close them, on trial first: `jitgate arm`")
 	case e.Trial > 0:
 		e.add(Warning, ModeTrial, fmt.Sprintf("The guard drops on trial: unless somebody confirms, that ends in %s.", e.Trial.Round(time.Second)), "",

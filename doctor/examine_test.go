@@ -417,6 +417,34 @@ func TestFindingsAreWhole(t *testing.T) {
 	}
 }
 
+func TestWindowsOrder(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Facts)
+		want   []string
+	}{
+		"as installed": {nil, []string{"jitgate accept guards 22/tcp, 22/udp", "private drop blocks what no rule allows"}},
+		"observing":    {func(f *Facts) { f.Mode = observe }, []string{"jitgate accept observes 22/tcp, 22/udp", "private drop blocks what no rule allows"}},
+		"off":          {func(f *Facts) { f.Mode = off; f.Windows.Policy.Profiles[1].On = false }, []string{"private accept is off"}},
+		"no platform":  {func(f *Facts) { f.Windows.NoPlatform = "x"; f.Windows.Policy.Profiles[1].BlocksAll = true }, []string{"private drop blocks all that comes in"}},
+		"two networks": {func(f *Facts) {
+			f.Agent.Intact = false
+			f.Windows.Policy.Profiles[2].Active = true
+			f.Windows.Policy.Profiles[2].BlocksByDefault = false
+		},
+			[]string{"private drop blocks what no rule allows", "public accept lets through what is not blocked"}},
+	} {
+		f := healthy()
+		onWindows(c.change)(&f)
+		var got []string
+		for _, s := range Order(f) {
+			got = append(got, s.Chain+" "+s.Policy+" "+s.Says)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
 func TestParseProxy(t *testing.T) {
 	for _, c := range []struct {
 		name, data string

@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/registry"
 
+	"github.com/jitgate/jitgate/firewall"
 	"github.com/jitgate/jitgate/firewall/winfw"
 )
 
@@ -34,9 +37,40 @@ func Gather(settings string) Facts {
 	}
 	f.Addresses, err = addresses()
 	note("addresses", err)
+	f.Listeners, err = listeners()
+	note("listeners", err)
 	f.Windows.Proxies, err = portProxies()
 	note("port proxies", err)
 	return f
+}
+
+func listeners() (out []Listener, err error) {
+	list, err := winfw.Sockets()
+	for _, s := range list {
+		if s.State == winfw.Listening || s.Protocol == firewall.UDP {
+			out = append(out, Listener{Protocol: s.Protocol, Address: s.Local.Addr(), Port: s.Local.Port(), Process: program(s.PID), PID: int(s.PID)})
+		}
+	}
+	return out, err
+}
+
+// program is the name of a process's program, as on other platforms; empty
+// where it cannot be seen.
+func program(pid uint32) string {
+	if pid == 4 {
+		return "System"
+	}
+	h, err := windows.OpenProcess(windows.PROCESS_QUERY_LIMITED_INFORMATION, false, pid)
+	if err != nil {
+		return ""
+	}
+	defer windows.CloseHandle(h)
+	var path [windows.MAX_LONG_PATH]uint16
+	n := uint32(len(path))
+	if windows.QueryFullProcessImageName(h, 0, &path[0], &n) != nil {
+		return ""
+	}
+	return strings.TrimSuffix(filepath.Base(windows.UTF16ToString(path[:n])), ".exe")
 }
 
 func addresses() (out []netip.Addr, err error) {

@@ -58,6 +58,9 @@ func ours(t Table) bool { return t.Family == "inet" && t.Name == ourTable }
 // Order lists the base chains that a packet to a guarded port passes, in the
 // order in which it does.
 func Order(f Facts) []Step {
+	if f.Windows != nil {
+		return windowsOrder(f, *f.Windows)
+	}
 	steps := []Step{}
 	packets := guardedPackets(f)
 	for _, t := range f.Tables {

@@ -31,12 +31,44 @@ func (e *examination) windows(w Windows) {
 		e.add(Problem, GuardNotIntact, "The guard was not whole when the agent last looked: somebody changed it.", "", "Look for who did it in the record (guard.drift) and in `jitgate status`; the agent repairs it by itself.")
 	}
 	e.proxies(w.Proxies)
+	if len(e.Listeners) > 0 {
+		e.listening()
+	}
 	if w.NoPolicy != "" {
 		e.add(Warning, WindowsUnread, "Windows Firewall could not be read: whether it lets through what is granted is not known.", w.NoPolicy,
 			"See whether its service runs: `sc query MpsSvc`")
 		return
 	}
 	e.windowsFirewall(w.Policy)
+}
+
+// windowsOrder is the guard's sublayer, and Windows Firewall for each network
+// the host is on, at the layers that authorize what comes in.
+func windowsOrder(f Facts, w Windows) []Step {
+	steps := []Step{}
+	if w.NoPlatform == "" && f.Agent.Running && f.Agent.Intact && f.Mode != off && len(Guarded(f)) > 0 {
+		verb := "guards "
+		if f.Mode == observe {
+			verb = "observes "
+		}
+		steps = append(steps, Step{Hook: "accept", Priority: 0xffff, Family: "inet", Table: "Windows Filtering Platform", Chain: "jitgate", Policy: "accept", By: "jitgate", Ours: true, Says: verb + list(Guarded(f))})
+	}
+	for _, x := range w.Policy.Profiles {
+		if !x.Active {
+			continue
+		}
+		s := Step{Hook: "accept", Family: "inet", Table: "Windows Firewall", Chain: x.Name, Policy: "accept", By: "Windows Firewall", Says: "lets through what is not blocked"}
+		switch {
+		case !x.On:
+			s.Says = "is off"
+		case x.BlocksAll:
+			s.Policy, s.Says = "drop", "blocks all that comes in"
+		case x.BlocksByDefault:
+			s.Policy, s.Says = "drop", "blocks what no rule allows"
+		}
+		steps = append(steps, s)
+	}
+	return steps
 }
 
 // windowsFirewall says where Windows Firewall stands in the way of a grant. It

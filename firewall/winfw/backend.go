@@ -53,7 +53,8 @@ type Backend struct {
 
 	now     func() firewall.BootTime
 	engine  Engine
-	windows Rules // nil: Windows Firewall is left alone
+	windows Rules                    // nil: Windows Firewall is left alone
+	sockets func() ([]Socket, error) // nil: connections are not looked at
 
 	mu      sync.Mutex
 	is      *state            // what stands; nil: it is not known
@@ -62,6 +63,7 @@ type Backend struct {
 	linger  map[firewall.Door]firewall.BootTime
 	written []Rule            // of Windows Firewall, where known
 	read    firewall.BootTime // when they were compared last
+	tracker tracker
 	warned  map[string]string // by what it was about
 
 	wake  chan struct{}
@@ -415,9 +417,23 @@ func (b *Backend) Changes() <-chan firewall.Alteration { return nil }
 // driver.
 func (b *Backend) Denied(context.Context) (firewall.Denied, error) { return firewall.Denied{}, nil }
 
-// Flows implements firewall.Backend: connections are not looked at.
-func (b *Backend) Flows(context.Context, bool) (firewall.Flows, error) {
-	return firewall.Flows{Incomplete: true}, nil
+// Flows implements firewall.Backend: TCP connections, as the table of sockets
+// has them whenever it is looked at. There are no counts of bytes.
+func (b *Backend) Flows(_ context.Context, look bool) (firewall.Flows, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.sockets == nil {
+		return firewall.Flows{Incomplete: true}, nil
+	}
+	if err := b.look(); err != nil {
+		return firewall.Flows{}, err
+	}
+	list, err := b.sockets()
+	if err != nil {
+		return firewall.Flows{}, err
+	}
+	r, _ := b.is.ruleset()
+	return b.tracker.take(list, r.Ports, b.now(), look), nil
 }
 
 // Remove implements firewall.Backend.

@@ -50,7 +50,7 @@ func Open(now func() firewall.BootTime, warn func(error)) (*Backend, error) {
 		return nil, errors.Join(err, e.Close())
 	}
 	b := New(e, policyRules{}, now)
-	b.Warn = warn
+	b.Warn, b.sockets = warn, Sockets
 	b.Start()
 	return b, nil
 }

@@ -2,6 +2,10 @@ package winfw
 
 import (
 	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -34,5 +38,32 @@ func TestReadPolicy(t *testing.T) {
 	}
 	if _, err := (policyRules{}).Read(); err != nil {
 		t.Log(err)
+	}
+}
+
+// The tables of sockets show a listener and a connection of this process.
+func TestSockets(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	list, err := Sockets()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(a net.Addr) netip.AddrPort { return netip.MustParseAddrPort(a.String()) }
+	for what, want := range map[string]Socket{
+		"listener":   {Protocol: firewall.TCP, Local: at(l.Addr()), State: Listening, PID: uint32(os.Getpid())},
+		"connection": {Protocol: firewall.TCP, Local: at(c.LocalAddr()), Remote: at(c.RemoteAddr()), State: Established, PID: uint32(os.Getpid())},
+	} {
+		if !slices.Contains(list, want) {
+			t.Errorf("%s: no %+v in %+v", what, want, list)
+		}
 	}
 }

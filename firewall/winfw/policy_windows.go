@@ -18,13 +18,21 @@ const (
 	allProfiles = 0x7fffffff
 )
 
+// failed is what COM answered about something.
+func failed(what string, err error) error {
+	if e, ok := errors.AsType[*ole.OleError](err); ok {
+		return fmt.Errorf("%s: error 0x%x", what, uint32(e.Code()))
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
 // object is a COM object, asked by name.
 type object struct{ *ole.IDispatch }
 
 func (o object) put(name string, value any) error {
 	v, err := oleutil.PutProperty(o.IDispatch, name, value)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return failed(name, err)
 	}
 	return v.Clear()
 }
@@ -36,7 +44,7 @@ func (r *reader) get(o object, name string, args ...any) any {
 	v, err := oleutil.GetProperty(o.IDispatch, name, args...)
 	if err != nil {
 		if r.err == nil {
-			r.err = fmt.Errorf("%s: %w", name, err)
+			r.err = failed(name, err)
 		}
 		return nil
 	}
@@ -72,7 +80,7 @@ func withPolicy(f func(policy, rules object) error) error {
 	if err := ole.CoInitializeEx(0, ole.COINIT_MULTITHREADED); err != nil {
 		const already = 1 // S_FALSE
 		if e, ok := errors.AsType[*ole.OleError](err); !ok || e.Code() != already {
-			return fmt.Errorf("COM: %w", err)
+			return failed("COM", err)
 		}
 	}
 	defer ole.CoUninitialize()
@@ -83,7 +91,7 @@ func withPolicy(f func(policy, rules object) error) error {
 	defer policy.Release()
 	v, err := oleutil.GetProperty(policy.IDispatch, "Rules")
 	if err != nil {
-		return fmt.Errorf("Rules: %w", err)
+		return failed("Rules", err)
 	}
 	defer v.Clear()
 	return f(policy, object{v.ToIDispatch()})
@@ -92,12 +100,12 @@ func withPolicy(f func(policy, rules object) error) error {
 func create(name string) (object, error) {
 	unknown, err := oleutil.CreateObject(name)
 	if err != nil {
-		return object{}, fmt.Errorf("%s: %w", name, err)
+		return object{}, failed(name, err)
 	}
 	defer unknown.Release()
 	d, err := unknown.QueryInterface(ole.IID_IDispatch)
 	if err != nil {
-		return object{}, fmt.Errorf("%s: %w", name, err)
+		return object{}, failed(name, err)
 	}
 	return object{d}, nil
 }
@@ -165,7 +173,7 @@ func (policyRules) Write(w Rule) error {
 		}
 		v, err := oleutil.CallMethod(rules.IDispatch, "Add", rule.IDispatch)
 		if err != nil {
-			return fmt.Errorf("Add: %w", err)
+			return failed("Add", err)
 		}
 		return v.Clear()
 	})
@@ -193,7 +201,7 @@ func (policyRules) Delete(name string) error {
 	return withPolicy(func(_, rules object) error {
 		v, err := oleutil.CallMethod(rules.IDispatch, "Remove", name)
 		if err != nil {
-			return fmt.Errorf("Remove: %w", err)
+			return failed("Remove", err)
 		}
 		return v.Clear()
 	})
