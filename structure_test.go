@@ -126,7 +126,7 @@ func TestImportsPointDown(t *testing.T) {
 // The agent's program carries neither the control plane nor a database.
 func TestProgramStaysSmall(t *testing.T) {
 	banned := []string{"database/sql", "modernc.org/sqlite", "github.com/mattn/go-sqlite3", "github.com/jackc/pgx", "go.etcd.io/bbolt",
-		"testing", module + "/control", module + "/cmd", module + "/firewall/fwtest"}
+		"testing", module + "/control", module + "/cmd", module + "/firewall/fwtest", module + "/firewall/winfw/wfptest"}
 	for _, goos := range []string{"linux", "windows"} {
 		packages := goList(t, goos, "-deps", ".")
 		if len(packages) < 50 {

@@ -98,7 +98,8 @@ func (d Door) compare(o Door) int {
 }
 
 // End is when an opening ends and what it is called. The platform closes it
-// on time by itself where it can (nftables), with the agent dead or alive.
+// on time by itself where it can (nftables), with the agent dead or alive;
+// elsewhere (Windows) the Backend does, and an opening ends with its process.
 type End struct {
 	Until BootTime
 	Label string // for people who list the platform's rules: the grant's id
@@ -336,7 +337,7 @@ type Backend interface {
 	// platform is unknown until the next Observe.
 	Apply(ctx context.Context, p Plan) error
 	// Changes receives after somebody else changed the guard. It is nil where
-	// the platform lets nobody. A change that comes while another waits to be
+	// the platform lets nobody, or tells of nothing. A change that comes while another waits to be
 	// received is not told.
 	Changes() <-chan Alteration
 	// Denied returns what the guard has dropped, or would have where it only
@@ -351,7 +352,8 @@ type Backend interface {
 	Remove(ctx context.Context) error
 	// Describe says in a few words what holds the guard, for status.
 	Describe() string
-	// Close lets go of the platform. The guard and its openings stay.
+	// Close lets go of the platform. The guard stays, and so do its openings
+	// where they do not hang on the process.
 	Close() error
 }
 
