@@ -55,7 +55,7 @@ lint: setup ## gofmt, vet, staticcheck, on Linux and Windows
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these files"; exit 1; }
 	go vet ./...
 	GOOS=windows go vet ./...
-	go vet -tags vm ./e2e
+	go vet -tags vm,wine ./e2e
 	go tool staticcheck ./...
 	GOOS=windows $$(go tool -n staticcheck) ./...
 
@@ -92,7 +92,7 @@ e2e-vm: build ## the same in a Debian 12 under QEMU: its own kernel, real boots,
 	JITGATE_CI=1 go test -timeout 60m -count=1 -v -tags vm -run 'TestVM' ./e2e
 
 e2e-wine: setup ## the installer and the program under Wine, which has no firewall: see docs/windows.md
-	JITGATE_WINE=1 go test -timeout 20m -count=1 -v -run 'TestWine' ./e2e
+	go test -tags wine -timeout 30m -count=1 -v -run 'TestWine' ./e2e
 
 clean: ## remove what was built
 	rm -rf bin dist
