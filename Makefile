@@ -15,7 +15,7 @@ export GOFLAGS = -buildvcs=false
 export PATH := $(shell ./setup.sh path):$(PATH)
 GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
 
-.PHONY: help setup build test model race fuzz bench demo play screenshots lint cross check package msi pkglint repo e2e e2e-vm e2e-wine clean
+.PHONY: help setup build test model race fuzz bench bench-fleet demo play screenshots lint cross check package msi pkglint repo e2e e2e-vm e2e-wine clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -40,6 +40,14 @@ fuzz: setup ## fuzz every parser with FUZZTIME inputs (100000x), or so long (20s
 
 bench: build ## measure, as ratios within one run (docs/performance.md)
 	go run ./bench -jitgate bin/jitgate -control bin/jitgate-control
+
+# -rate, -seconds, -picture, -strict, …: go run ./bench/fleet -help
+FLEETFLAGS ?=
+AGENTS ?= 10000
+STORE ?= sqlite
+
+bench-fleet: build ## a fleet of AGENTS against a control plane on STORE (sqlite, postgres): docs/fleet.md
+	go run ./bench/fleet -control bin/jitgate-control -agents "$(AGENTS)" -store "$(STORE)" $(FLEETFLAGS)
 
 demo: build ## the main job for real, in network namespaces of its own
 	@./demo/demo.sh bin/jitgate bin/jitgate-control

@@ -26,14 +26,14 @@ import (
 
 // options is what the command line says.
 type options struct {
-	control  string // the control plane's program
-	agents   int
-	store    string // sqlite or postgres
-	dir      string
-	seconds  int // that the load goes on
-	rate     int // requests a second of it
-	cpu      string
-	pictures string
+	control string // the control plane's program
+	agents  int
+	store   string // sqlite or postgres
+	dir     string
+	seconds int    // that the load goes on
+	rate    int    // requests a second of it
+	cpu     string // file for a profile
+	picture string // file for a picture
 }
 
 func main() {
@@ -52,7 +52,7 @@ func run() (code int, err error) {
 	flag.IntVar(&o.seconds, "seconds", 10, "how long the load goes on")
 	flag.IntVar(&o.rate, "rate", 1000, "requests a second of the load")
 	flag.StringVar(&o.cpu, "profile", "", "write the server's CPU profile under load into this file")
-	flag.StringVar(&o.pictures, "picture", "", "draw what was measured into this SVG; -agents is then a list")
+	flag.StringVar(&o.picture, "picture", "", "draw what was measured into this SVG")
 	agents := flag.String("agents", "10000", "how many machines; several numbers with commas are measured one after another")
 	strict := flag.Bool("strict", false, "exit 1 if a bound is missed")
 	flag.Parse()
@@ -90,11 +90,10 @@ func run() (code int, err error) {
 		if err != nil {
 			return 1, fmt.Errorf("%d machines: %w", n, err)
 		}
-		f.print(os.Stdout)
 		curve = append(curve, f)
 	}
-	if o.pictures != "" {
-		if err := os.WriteFile(o.pictures, draw(curve), 0o644); err != nil {
+	if o.picture != "" {
+		if err := os.WriteFile(o.picture, draw(curve), 0o644); err != nil {
 			return 1, err
 		}
 	}

@@ -25,8 +25,6 @@ type figures struct {
 	agents int
 	store  string
 
-	load, loadAfter string // of the machine, before and after
-
 	enrolled, written time.Duration
 	connected         time.Duration
 	connectCPU        float64 // seconds of the server's processor, for one agent
@@ -48,6 +46,7 @@ type figures struct {
 
 // line is one of the report. A line without a bound is for information.
 type line struct {
+	part               string // of the run
 	name, value, bound string
 	ok                 bool
 }
@@ -56,25 +55,25 @@ func (f figures) lines() []line {
 	ms := func(d time.Duration) float64 { return d.Seconds() * 1e3 }
 	p99 := func(s sample, most time.Duration) bool { return s.percentile(99) <= most }
 	return []line{
-		{"enrolled, with keys and certificates", fmt.Sprintf("%.1f s, %.0f a second", f.enrolled.Seconds(), float64(f.agents)/f.enrolled.Seconds()), "", true},
-		{"first policies written", fmt.Sprintf("%.2f s, %.0f machines a second", f.written.Seconds(), float64(f.agents)/f.written.Seconds()), "", true},
-		{"all connected and guarded", fmt.Sprintf("%.2f s; %.2f ms of the server's processor each", f.connected.Seconds(), f.connectCPU*1e3), "", true},
-		{"memory of the server per idle agent", fmt.Sprintf("%.1f KB in use after GC", f.inUse/1000), "≤ 25 KB", f.inUse <= 25_000},
-		{"the same, resident", fmt.Sprintf("%.1f KB", f.resident/1000), "", true},
-		{"idle: call → machine has it verified", f.idle.String(), "p99 ≤ 10 ms", p99(f.idle, 10*time.Millisecond)},
-		{"idle: the call / after its answer", f.idleCall.String() + " / " + f.idleStored.String(), "", true},
-		{"requests a second reached", fmt.Sprintf("%.0f; %.2f ms of the server's processor each", f.rate, f.loadCPU*1e3), "", true},
-		{"load: call → machine has it verified", f.loaded.String(), "", true},
-		{"load: answer → machine has it verified", f.loadStored.String(), "p99 ≤ 25 ms", p99(f.loadStored, 25*time.Millisecond)},
-		{"load: the call", f.loadCall.String(), "", true},
-		{"a policy for all: last call answered", fmt.Sprintf("%.2f s after the first call", f.policyWritten.Seconds()), "", true},
-		{"a policy for all: last machine has it", fmt.Sprintf("%.2f s after the first call, %.0f ms after the last answer", f.policyAll.Seconds(), ms(f.policyAfter)),
+		{"preparing", "enrolled, with keys and certificates", fmt.Sprintf("%.1f s, %.0f a second", f.enrolled.Seconds(), float64(f.agents)/f.enrolled.Seconds()), "", true},
+		{"preparing", "first policies written", fmt.Sprintf("%.2f s, %.0f machines a second", f.written.Seconds(), float64(f.agents)/f.written.Seconds()), "", true},
+		{"connecting", "all connected and guarded", fmt.Sprintf("%.2f s; %.2f ms of the server's processor each", f.connected.Seconds(), f.connectCPU*1e3), "", true},
+		{"connecting", "memory of the server per idle agent", fmt.Sprintf("%.1f KB in use after GC", f.inUse/1000), "≤ 25 KB", f.inUse <= 25_000},
+		{"connecting", "the same, resident", fmt.Sprintf("%.1f KB", f.resident/1000), "", true},
+		{"idle", "idle: call → machine has it verified", f.idle.String(), "p99 ≤ 10 ms", p99(f.idle, 10*time.Millisecond)},
+		{"idle", "idle: the call / after its answer", f.idleCall.String() + " / " + f.idleStored.String(), "", true},
+		{"load", "requests a second reached", fmt.Sprintf("%.0f; %.2f ms of the server's processor each", f.rate, f.loadCPU*1e3), "", true},
+		{"load", "load: call → machine has it verified", f.loaded.String(), "", true},
+		{"load", "load: answer → machine has it verified", f.loadStored.String(), "p99 ≤ 25 ms", p99(f.loadStored, 25*time.Millisecond)},
+		{"load", "load: the call", f.loadCall.String(), "", true},
+		{"policy", "a policy for all: last call answered", fmt.Sprintf("%.2f s after the first call", f.policyWritten.Seconds()), "", true},
+		{"policy", "a policy for all: last machine has it", fmt.Sprintf("%.2f s after the first call, %.0f ms after the last answer", f.policyAll.Seconds(), ms(f.policyAfter)),
 			"≤ 1 s after the last answer", f.policyAfter <= time.Second},
-		{"revoke: call → machine has closed it", f.revoked.String(), "", true},
-		{"revoke of an agent: call → off the line", f.expelled.String(), "", true},
-		{"kill -9: all back after the server's return", fmt.Sprintf("%.1f s; it was away for %.2f s", f.storm.Seconds(), f.away.Seconds()), "≤ 10 s", f.storm <= 10*time.Second},
-		{"the API meanwhile", fmt.Sprintf("%s, %d calls, %d refused", f.stormCalls, len(f.stormCalls), f.refused), "p99 ≤ 1 s", p99(f.stormCalls, time.Second) && f.refused == 0},
-		{"the account", fmt.Sprintf("%d requests acknowledged and found, %d documents as stored", f.acknowledged, f.held), "none lost", true},
+		{"revoking", "revoke: call → machine has closed it", f.revoked.String(), "", true},
+		{"expelling", "revoke of an agent: call → off the line", f.expelled.String(), "", true},
+		{"storm", "kill -9: all back after the server's return", fmt.Sprintf("%.1f s; it was away for %.2f s", f.storm.Seconds(), f.away.Seconds()), "≤ 10 s", f.storm <= 10*time.Second},
+		{"storm", "the API meanwhile", fmt.Sprintf("%s, %d calls, %d refused", f.stormCalls, len(f.stormCalls), f.refused), "p99 ≤ 1 s", p99(f.stormCalls, time.Second) && f.refused == 0},
+		{"account", "the account", fmt.Sprintf("%d requests acknowledged and found, %d documents as stored", f.acknowledged, f.held), "none lost", true},
 	}
 }
 
@@ -87,9 +86,12 @@ func (f figures) missed() (n int) {
 	return n
 }
 
-func (f figures) print(out io.Writer) {
-	fmt.Fprintf(out, "\n%d agents, %s; load of the machine %s before, %s after\n", f.agents, f.store, f.load, f.loadAfter)
+// print prints what a part of the run has found out.
+func (f figures) print(out io.Writer, part string) {
 	for _, l := range f.lines() {
+		if l.part != part {
+			continue
+		}
 		verdict := ""
 		switch {
 		case l.bound != "" && l.ok:
