@@ -122,7 +122,7 @@ await admin.getByLabel("Open nothing before others have agreed").check();
 await admin.getByLabel("How many have to agree").fill("1");
 await admin.getByLabel("Who asks has to say why").check();
 await check(admin, "approval terms");
-await shot(admin, "approval-terms", { height: 660 });
+await shot(admin, "approval-terms", { height: 720 });
 await admin.getByRole("button", { name: "Save" }).click();
 await admin.getByText("1 × SecurityAdmin").waitFor();
 await check(admin, "approval");
