@@ -111,7 +111,8 @@ func (f fleet) putMachines(tx control.Tx, from, to int) error {
 		}
 		if i%10 != 0 {
 			vm.Agent = &control.Agent{Key: fmt.Sprintf("%064x", i), Install: "OZPO2M7S5FDLJDHZ3X4ZTQJ4CA", Version: "1.0.0", Mode: "enforce", Enrolled: f.now.Add(-fleetSpan), Expires: f.now.Add(fleetSpan),
-				LastSeen: f.now.Add(-time.Hour), Lost: f.now, Head: control.Head{Seq: uint64(i), Hash: fmt.Sprintf("%064x", i)}, Versions: control.Versions{Trust: 1, Policy: 1, Grants: 1}}
+				LastSeen: f.now.Add(24 * time.Hour), // nobody is lost while they are listed
+				Head:     control.Head{Seq: uint64(i), Hash: fmt.Sprintf("%064x", i)}, Versions: control.Versions{Trust: 1, Policy: 1, Grants: 1}}
 			vm.LastAccess, vm.LastUser = f.now.Add(-time.Duration(i)*time.Minute), f.person(i)
 		}
 		if err := tx.PutVM(vm); err != nil {

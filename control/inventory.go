@@ -107,6 +107,8 @@ type VMFilter struct {
 	Search string // part of the id, letter case ignored
 	After  string // Key of the last one of the page before
 	Limit  int    // 0: no limit
+	// Silent are those whose agent was not heard of since, and those without.
+	Silent time.Time
 }
 
 // VMInput is what a caller says of a machine.

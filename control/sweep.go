@@ -313,7 +313,7 @@ func (e *Engine) keepTrust(ctx context.Context) error {
 // loseHosts tells of agents that were not heard of, once for each loss.
 func (e *Engine) loseHosts(ctx context.Context, now time.Time) error {
 	var lost []VMID
-	for f := (VMFilter{Limit: sweepPage}); ; {
+	for f := (VMFilter{Silent: now.Add(-hostLost), Limit: sweepPage}); ; {
 		var list []VM
 		err := e.Store.View(ctx, func(tx Tx) (err error) {
 			list, err = tx.VMs(f)

@@ -65,11 +65,15 @@ func (t *tx) keyIndex() (*keyIndex, error) {
 
 // key is number i.
 func (x *keyIndex) key(i int) string {
-	end := len(x.keys)
-	if i+1 < len(x.starts) {
-		end = x.starts[i+1]
+	return x.keys[x.starts[i] : x.end(i+1)-len(keyEnd)]
+}
+
+// end is where those before number i end.
+func (x *keyIndex) end(i int) int {
+	if i < len(x.starts) {
+		return x.starts[i]
 	}
-	return x.keys[x.starts[i] : end-len(keyEnd)]
+	return len(x.keys)
 }
 
 // from is the first that is not before a Key.
@@ -100,7 +104,7 @@ func (x *keyIndex) find(f control.MachineFilter) (found []string) {
 		to = x.from(fold(f.To))
 	}
 	for at < to && (f.Limit <= 0 || len(found) < f.Limit) {
-		hit := strings.Index(x.keys[x.starts[at]:], part)
+		hit := strings.Index(x.keys[x.starts[at]:x.end(to)], part)
 		if hit < 0 {
 			break
 		}
@@ -108,9 +112,6 @@ func (x *keyIndex) find(f control.MachineFilter) (found []string) {
 		of, exact := slices.BinarySearch(x.starts, hit)
 		if !exact {
 			of--
-		}
-		if of >= to {
-			break
 		}
 		if f.Tab == "" || x.tabs[of] == f.Tab {
 			found = append(found, x.key(of))

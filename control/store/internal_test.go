@@ -31,6 +31,12 @@ func LimitPages(ctx context.Context, x control.Tx, f func() error) error {
 	return errors.Join(err, t.sql.QueryRowContext(ctx, "PRAGMA max_page_count = 1073741823").Scan(&before))
 }
 
+// ActivityBy looks for lines by one column, or in their order.
+func ActivityBy(x control.Tx, f control.ActivityFilter, by string) ([]control.Activity, error) {
+	query, args := activity(f, way{by: by, first: math.MinInt64, last: math.MaxInt64})
+	return all[control.Activity](x.(*tx), query, args...)
+}
+
 // The queries that are asked again and again go by an index, and none of them
 // sorts or walks a table.
 func TestPlans(t *testing.T) {
@@ -412,4 +418,22 @@ func TestPoliciesReadLately(t *testing.T) {
 	if _, err := c.decode("{"); err == nil {
 		t.Error("half a policy was read")
 	}
+
+// UndoLists takes a database back to what it was before the migration that
+// lists need.
+func UndoLists(ctx context.Context, cs control.Store) error {
+	s := cs.(*store)
+	return s.transact(ctx, s.writer, func(x *sql.Tx) (bool, error) {
+		for _, statement := range []string{
+			"DROP TABLE machine", "DROP TABLE machine_count", "DROP TABLE request_place", "DROP TABLE activity_hour",
+			"DROP INDEX activity_ts", "CREATE INDEX activity_ts ON activity (ts)", "DROP INDEX activity_event", "DELETE FROM counter WHERE name = 'machine'",
+			"DROP INDEX policy_vm_policy", "CREATE INDEX policy_vm_policy ON policy_vm (policy)", "CREATE INDEX vm_tab ON vm (id, unsupported)",
+			"DELETE FROM schema_version WHERE name LIKE '%_lists'",
+		} {
+			if _, err := x.ExecContext(ctx, statement); err != nil {
+				return false, fmt.Errorf("%s: %w", statement, err)
+			}
+		}
+		return false, nil
+	})
 }

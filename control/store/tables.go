@@ -449,6 +449,9 @@ func (s *store) vms(f control.VMFilter) (string, []any) {
 	if f.After != "" {
 		q.and("id > ?", fold(f.After))
 	}
+	if !f.Silent.IsZero() {
+		q.and("seen < ?", nanos(f.Silent))
+	}
 	return "SELECT seen, doc FROM vm" + q.conditions() + " ORDER BY id" + limited(f.Limit), q.args
 }
 

@@ -656,6 +656,16 @@ func lastSeen(t *testing.T, s control.Store) {
 	many[vm.Key()] = at(7)
 	seen(many)
 	check(at(7))
+	silent := func(since int) (list string) {
+		view(t, s, func(x control.Tx) error {
+			all, err := x.VMs(control.VMFilter{Silent: at(since)})
+			list = names(all, func(v control.VM) string { return v.ID.Name })
+			return err
+		})
+		return list
+	}
+	same(t, silent(7), "bare")
+	same(t, silent(8), "bare vm")
 }
 
 func joinsAndTokens(t *testing.T, s control.Store) {
