@@ -43,10 +43,14 @@ func settingsPage(c *call) error {
 	return c.see(Prefix + "settings/" + all[0].Name)
 }
 
-// settings renders a page of the settings: well if e is nil, else with what
-// was refused.
+// settings renders a page of the settings, for who has a part in it: well if e
+// is nil, else with what was refused.
 func (c *call) settings(name string, e *control.Error, data any) error {
-	i := slices.IndexFunc(sections, func(s section) bool { return s.Name == name })
+	named := func(s section) bool { return s.Name == name }
+	i := slices.IndexFunc(sections, named)
+	if !slices.ContainsFunc(c.sections(), named) {
+		return c.caller.Must(sections[i].needs[0], control.Everywhere)
+	}
 	status := http.StatusOK
 	if e != nil {
 		status = statusOf(e)
@@ -209,9 +213,6 @@ func joiningPage(c *call) error {
 }
 
 func (c *call) showJoining(d joiningData) error {
-	if !c.caller.MaySomewhere(control.ActionEnroll) {
-		return c.caller.Must(control.ActionEnroll, control.Everywhere)
-	}
 	all, err := c.Engine.ListJoins(c.ctx, c.caller)
 	if err != nil {
 		return err
@@ -230,12 +231,12 @@ func changeJoining(c *call) error {
 	switch f.Get("do") {
 	case "make":
 		d = joiningData{Scope: strings.TrimSpace(f.Get("scope")), Uses: strings.TrimSpace(f.Get("uses")), Valid: f.Get("valid")}
-		d.Made, err = c.makeJoin(d)
-		if err == nil {
-			made := d.Made
-			d = joiningData{Made: made}
+		made, err := c.makeJoin(d)
+		if err != nil {
+			d.Error = c.refusal(err)
 			return c.showJoining(d)
 		}
+		return c.showJoining(joiningData{Made: made})
 	case "revoke":
 		err = c.Engine.RevokeJoin(c.ctx, c.caller, f.Get("id"))
 	default:
