@@ -31,7 +31,9 @@ const (
 	idleTurns    = 200
 	revokeTurns  = 100
 	probeEvery   = 50 * time.Millisecond // calls of the API during a storm
-	settled      = 5 * time.Minute       // by then whatever was acknowledged has arrived, on any machine
+
+	// By then whatever was acknowledged has arrived, on any machine.
+	settled, settledEach = 5 * time.Minute, 50 * time.Millisecond
 )
 
 func group(n int) string { return fmt.Sprintf("rg%04d", n/perPolicy) }
@@ -168,14 +170,15 @@ func (f *fleet) connected(ctx context.Context) (int, error) {
 }
 
 // until waits for a condition, for as long as anything may take to settle.
-func until(ctx context.Context, what string, every time.Duration, done func() (bool, error)) error {
-	for deadline := time.Now().Add(settled); ; {
+func (f *fleet) until(ctx context.Context, what string, every time.Duration, done func() (bool, error)) error {
+	patience := settled + time.Duration(len(f.hosts))*settledEach
+	for deadline := time.Now().Add(patience); ; {
 		ok, err := done()
 		if err != nil || ok {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("not within %s: %s", settled, what)
+			return fmt.Errorf("not within %s: %s", patience, what)
 		}
 		select {
 		case <-ctx.Done():
@@ -258,7 +261,7 @@ func (f *fleet) any() *host { return f.hosts[rand.IntN(len(f.hosts))] }
 // granted waits until what was acknowledged from a number on has arrived.
 func (f *fleet) granted(ctx context.Context, from int) error {
 	var lost error
-	err := until(ctx, "what was acknowledged", 5*time.Millisecond, func() (bool, error) {
+	err := f.until(ctx, "what was acknowledged", 5*time.Millisecond, func() (bool, error) {
 		lost = f.ledger.missing(from)
 		return lost == nil, nil
 	})
@@ -273,7 +276,7 @@ func (f *fleet) idle(ctx context.Context, r *figures) error {
 		if err != nil {
 			return err
 		}
-		if err := until(ctx, "a grant came to its machine", time.Millisecond, func() (bool, error) {
+		if err := f.until(ctx, "a grant came to its machine", time.Millisecond, func() (bool, error) {
 			return !f.ledger.get(number).opened.IsZero(), nil
 		}); err != nil {
 			return err
@@ -389,7 +392,7 @@ func (f *fleet) revocations(ctx context.Context, r *figures) error {
 			return err
 		}
 		f.ledger.change(number, func(a *ask) { a.back = time.Now() })
-		if err := until(ctx, "a revocation came to its machine", time.Millisecond, func() (bool, error) { return !f.ledger.get(number).closed.IsZero(), nil }); err != nil {
+		if err := f.until(ctx, "a revocation came to its machine", time.Millisecond, func() (bool, error) { return !f.ledger.get(number).closed.IsZero(), nil }); err != nil {
 			return err
 		}
 		a := f.ledger.get(number)
@@ -436,7 +439,7 @@ func (f *fleet) storm(ctx context.Context, r *figures) error {
 	}
 	returned := time.Now()
 	back.Store(int64(returned.Sub(begin)))
-	err := until(ctx, "all machines are back", 100*time.Millisecond, func() (bool, error) {
+	err := f.until(ctx, "all machines are back", 100*time.Millisecond, func() (bool, error) {
 		n, err := f.connected(ctx)
 		return n == len(f.hosts), err
 	})
@@ -462,7 +465,7 @@ func (f *fleet) expulsion(ctx context.Context, r *figures) error {
 		if _, err := f.server.call(ctx, http.MethodPost, "/api/v1/vms/"+strings.TrimPrefix(h.id, "/")+"/agent/revoke", []byte(`{"reason":"measured"}`)); err != nil {
 			return err
 		}
-		if err := until(ctx, "a revoked agent is off the line", 2*time.Millisecond, func() (bool, error) {
+		if err := f.until(ctx, "a revoked agent is off the line", 2*time.Millisecond, func() (bool, error) {
 			m, err := f.connected(ctx)
 			return m < n-i, err
 		}); err != nil {
