@@ -229,7 +229,7 @@ func (f *fleet) connect(ctx context.Context, r *figures) error {
 
 // arrived waits until every machine has the policy that is expected.
 func (f *fleet) arrived(ctx context.Context) error {
-	return until(ctx, "all machines have their policy", 5*time.Millisecond, func() (bool, error) {
+	return f.until(ctx, "all machines have their policy", 5*time.Millisecond, func() (bool, error) {
 		n, _ := f.ledger.guarded()
 		return n == len(f.hosts), nil
 	})
@@ -238,7 +238,7 @@ func (f *fleet) arrived(ctx context.Context) error {
 // quietDown waits until the agents have said all they have to say.
 func (f *fleet) quietDown(ctx context.Context) error {
 	last := -1.0
-	return until(ctx, "the agents have nothing more to say", 500*time.Millisecond, func() (bool, error) {
+	return f.until(ctx, "the agents have nothing more to say", 500*time.Millisecond, func() (bool, error) {
 		m, err := f.server.scrape(ctx)
 		before := last
 		last = m["jitgate_agent_reports_total"]
