@@ -130,6 +130,18 @@ func TestServe(t *testing.T) {
 	if did != 4 {
 		t.Errorf("%d commands in %s", did, r.after)
 	}
+	// Profiles are for whoever reaches the socket, and for nobody else.
+	local := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, socketFile))
+	}}}
+	if answer, err := local.Get("http://jitgate-control/debug/pprof/goroutine?debug=1"); err != nil || answer.StatusCode != 200 {
+		t.Errorf("a profile: %+v, %v", answer, err)
+	} else {
+		answer.Body.Close()
+	}
+	if status, _ := r.ask(t, c, "GET", "/debug/pprof/goroutine?debug=1", admin, ""); status != 404 {
+		t.Errorf("a profile on the port for all: %d", status)
+	}
 	before := sums(t, dir)
 	r.stop(t)
 	if _, err := os.Stat(filepath.Join(dir, socketFile)); !errors.Is(err, fs.ErrNotExist) {

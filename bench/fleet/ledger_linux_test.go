@@ -1,0 +1,77 @@
+package main
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What was acknowledged and did not arrive is told, and nothing else is.
+func TestLedgerMissing(t *testing.T) {
+	now := time.Now()
+	h := &host{number: 7}
+	for what, c := range map[string]struct {
+		happens func(l *ledger, n int)
+		lost    string
+	}{
+		"nothing was acknowledged": {func(*ledger, int) {}, ""},
+		"granted and not there":    {func(l *ledger, n int) { l.acknowledged(n) }, "granted and never came"},
+		"granted and there":        {func(l *ledger, n int) { l.acknowledged(n); l.opened(h, sourceOf(n), now) }, ""},
+		"there on another machine": {func(l *ledger, n int) { l.acknowledged(n); l.opened(&host{number: 8}, sourceOf(n), now) }, "granted and never came"},
+		"closed by nobody": {func(l *ledger, n int) {
+			l.acknowledged(n)
+			l.opened(h, sourceOf(n), now)
+			l.closed(h, sourceOf(n), now)
+		}, "closed by nobody"},
+		"revoked and open": {func(l *ledger, n int) {
+			l.acknowledged(n)
+			l.opened(h, sourceOf(n), now)
+			l.change(n, func(a *ask) { a.asked, a.back = now, now })
+		}, "still open"},
+		"revoked and closed": {func(l *ledger, n int) {
+			l.acknowledged(n)
+			l.opened(h, sourceOf(n), now)
+			l.change(n, func(a *ask) { a.asked, a.back = now, now })
+			l.closed(h, sourceOf(n), now)
+		}, ""},
+	} {
+		l := &ledger{}
+		l.begin(1) // another one, without an answer
+		n, source := l.begin(7)
+		if numberOf(source) != n {
+			t.Fatalf("source %s is of request %d", source, n)
+		}
+		c.happens(l, n)
+		err := l.missing(0)
+		if (err == nil) != (c.lost == "") || err != nil && !strings.Contains(err.Error(), c.lost) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := l.missing(n + 1); err != nil {
+			t.Errorf("%s, of what came later: %v", what, err)
+		}
+	}
+}
+
+// The picture is well formed, and has every number of agents in every panel.
+func TestDraw(t *testing.T) {
+	for _, curve := range [][]figures{{{agents: 1000}}, {{agents: 1000, inUse: 20e3}, {agents: 30000, inUse: 1e6}}} {
+		text := draw(curve)
+		for d := xml.NewDecoder(bytes.NewReader(text)); ; {
+			if _, err := d.Token(); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := strings.Count(string(text), ">1000<"); n != len(panels) {
+			t.Errorf("a thousand agents in %d of %d panels", n, len(panels))
+		}
+		if strings.Contains(string(text), "NaN") || strings.Contains(string(text), "Inf") {
+			t.Error("a place that is none")
+		}
+	}
+}

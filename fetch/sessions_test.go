@@ -1,0 +1,61 @@
+package fetch
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// enrolledAs is an identity whose certificate it signed itself.
+func enrolledAs(t *testing.T, serial int64) identity {
+	t.Helper()
+	who, err := newIdentity("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, who.key.Public(), who.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if who, err = who.certified(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})); err != nil {
+		t.Fatal(err)
+	}
+	return who
+}
+
+// Who comes back goes on with the session of TLS it had, and with another
+// certificate begins one.
+func TestSessionsGoOn(t *testing.T) {
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		fmt.Fprint(w, r.TLS.DidResume)
+	}))
+	defer s.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	f := New(Config{URL: s.URL, Log: hclog.NewNullLogger()})
+	one, other := enrolledAs(t, 1), enrolledAs(t, 2)
+	for i, turn := range []struct {
+		who  identity
+		want string
+	}{{one, "false"}, {one, "true"}, {one, "true"}, {other, "false"}, {other, "true"}, {one, "false"}} {
+		tr, err := newTransport(s.URL, "", roots, turn.who.forTLS(), way{f.sessions(turn.who), f.dial()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := tr.call(t.Context(), http.MethodPost, "/", nil, 100)
+		tr.close()
+		if err != nil || string(got) != turn.want {
+			t.Errorf("connection %d went on: %s, %v; want %s", i, got, err, turn.want)
+		}
+	}
+}
