@@ -53,18 +53,18 @@ type Backend struct {
 
 	now     func() firewall.BootTime
 	engine  Engine
-	windows Rules                    // nil: Windows Firewall is left alone
 	sockets func() ([]Socket, error) // nil: connections are not looked at
 
 	mu      sync.Mutex
-	is      *state            // what stands; nil: it is not known
-	due     firewall.BootTime // when something is over next; 0: not reckoned
-	mine    map[GUID]bool     // dynamic filters of this process
+	is      *state                     // what stands; nil: it is not known
+	due     firewall.BootTime          // when something is over next; 0: not reckoned
+	mine    map[GUID]firewall.BootTime // dynamic filters of this process, and when they are over
 	linger  map[firewall.Door]firewall.BootTime
-	written []Rule            // of Windows Firewall, where known
-	read    firewall.BootTime // when they were compared last
+	reread  firewall.BootTime // when Windows Firewall was last to be compared
 	tracker tracker
-	warned  map[string]string // by what it was about
+	warned  error // of closing
+
+	rules ruleWriter
 
 	wake  chan struct{}
 	stop  chan struct{}
@@ -77,12 +77,21 @@ var _ firewall.Backend = (*Backend)(nil)
 // New makes a Backend on an engine and on Windows Firewall, which may be nil.
 // Its clock stands still until Start.
 func New(engine Engine, windows Rules, now func() firewall.BootTime) *Backend {
-	return &Backend{engine: engine, windows: windows, now: now, mine: map[GUID]bool{}, linger: map[firewall.Door]firewall.BootTime{},
-		warned: map[string]string{}, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+	b := &Backend{engine: engine, now: now, mine: map[GUID]firewall.BootTime{}, linger: map[firewall.Door]firewall.BootTime{},
+		wake: make(chan struct{}, 1), stop: make(chan struct{})}
+	b.rules = ruleWriter{windows: windows, warn: func(err error) {
+		if b.Warn != nil {
+			b.Warn(err)
+		}
+	}}
+	return b
 }
 
-// Start closes openings from here on when they are over.
+// Start closes openings from here on when they are over. Windows Firewall is
+// from here on written beside everything else: nothing that closes waits for
+// it.
 func (b *Backend) Start() {
+	b.rules.start()
 	b.done.Go(func() {
 		// A timer may stand still while the machine sleeps, so the boot clock
 		// is read at least once a second while something is open.
@@ -111,20 +120,11 @@ func (b *Backend) Expire() firewall.BootTime {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	next, err := b.expire()
-	b.warn("closing", err)
+	if err != nil && b.Warn != nil && (b.warned == nil || b.warned.Error() != err.Error()) {
+		b.Warn(err) // once, until it is over
+	}
+	b.warned = err
 	return next
-}
-
-// warn tells of an error about something once, until it is over.
-func (b *Backend) warn(about string, err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text != "" && text != b.warned[about] && b.Warn != nil {
-		b.Warn(err)
-	}
-	b.warned[about] = text
 }
 
 // look reads what stands, unless that is known.
@@ -158,7 +158,10 @@ func (b *Backend) expire() (next firewall.BootTime, err error) {
 		return b.due, nil
 	}
 	if err := b.look(); err != nil {
-		return now.Add(time.Second), err
+		if !b.overdue(now) {
+			return now.Add(time.Second), err
+		}
+		return b.closeAll(now, err)
 	}
 	s := *b.is
 	over := map[item]bool{}
@@ -195,11 +198,7 @@ func (b *Backend) expire() (next firewall.BootTime, err error) {
 		delete(left.items, i)
 	}
 	if err := b.commit(true, del, nil); err != nil {
-		b.forgotten()
-		if again := b.forget(); again != nil {
-			return now.Add(time.Second), fmt.Errorf("openings that are over cannot be closed, stop the agent to close them: %w", errors.Join(err, again))
-		}
-		return firewall.Never, fmt.Errorf("openings could not be closed one by one, so all were, and open again with the next pass: %w", err)
+		return b.closeAll(now, err)
 	}
 	b.stands(left)
 	b.due = next
@@ -207,14 +206,24 @@ func (b *Backend) expire() (next firewall.BootTime, err error) {
 	return next, nil
 }
 
-// forget closes everything that hangs on this process.
-func (b *Backend) forget() error {
+// overdue reports whether something of this process is over.
+func (b *Backend) overdue(now firewall.BootTime) bool {
+	for _, until := range b.mine {
+		if until != 0 && until <= now {
+			return true
+		}
+	}
+	return false
+}
+
+// closeAll closes everything that hangs on this process, because of an error.
+func (b *Backend) closeAll(now firewall.BootTime, because error) (next firewall.BootTime, err error) {
 	b.forgotten()
 	if err := b.engine.Forget(); err != nil {
-		return err
+		return now.Add(time.Second), fmt.Errorf("openings that are over cannot be closed, stop the agent to close them: %w", errors.Join(because, err))
 	}
-	b.mine = map[GUID]bool{}
-	return nil
+	b.mine = map[GUID]firewall.BootTime{}
+	return firewall.Never, fmt.Errorf("openings could not be closed one by one, so all were, and open again with the next look: %w", because)
 }
 
 // commit changes filters of one kind.
@@ -234,7 +243,7 @@ func (b *Backend) commit(dynamic bool, del, add []Filter) error {
 	}
 	for _, f := range add {
 		if dynamic {
-			b.mine[f.Key] = true
+			b.mine[f.Key] = f.item().Until
 		}
 	}
 	return nil
@@ -255,8 +264,9 @@ func (b *Backend) Observe(context.Context) (firewall.Observed, error) {
 		return firewall.Observed{}, err
 	}
 	s := *b.is
-	if now := b.now(); b.guards(s) && now.Sub(b.read) >= rereadRules {
-		b.written, b.read = nil, now // somebody may have changed them
+	if now := b.now(); b.guards(s) && now.Sub(b.reread) >= rereadRules {
+		b.reread = now
+		b.rules.forget() // somebody may have changed them
 		b.settleWindows(s)
 	}
 	return s.observed(), nil
@@ -277,6 +287,12 @@ func (b *Backend) Apply(_ context.Context, p firewall.Plan) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	defer func() { // also where only a part was done
+		select {
+		case b.wake <- struct{}{}:
+		default:
+		}
+	}()
 	if p.Rules {
 		b.forgotten() // rules are written over whatever stands, not over what stood
 	}
@@ -300,10 +316,6 @@ func (b *Backend) Apply(_ context.Context, p firewall.Plan) error {
 	}
 	b.stands(state{items: want})
 	b.settleWindows(*b.is)
-	select {
-	case b.wake <- struct{}{}:
-	default:
-	}
 	return nil
 }
 
@@ -388,7 +400,7 @@ func (b *Backend) change(had state, want map[item]bool, again bool) error {
 	}
 	if !want[item{Kind: base, Mode: drop}] {
 		// What stops dropping must not leave Windows Firewall wider than it was.
-		b.clearWindows()
+		b.rules.set(nil)
 	}
 	if len(lasting.del)+len(lasting.add) == 0 {
 		if err := b.commit(true, slices.Concat(dynamic.del, closed, late), dynamic.add); err != nil {
@@ -444,7 +456,7 @@ func (b *Backend) Remove(context.Context) error {
 		return err
 	}
 	b.linger = map[firewall.Door]firewall.BootTime{}
-	b.clearWindows()
+	b.rules.set(nil)
 	var gone []GUID
 	for i := range b.is.items {
 		for _, f := range i.filters() {
@@ -455,7 +467,7 @@ func (b *Backend) Remove(context.Context) error {
 	if err := b.engine.Clear(gone); err != nil {
 		return fmt.Errorf("remove the filters: %w", err)
 	}
-	b.mine = map[GUID]bool{}
+	b.mine = map[GUID]firewall.BootTime{}
 	return nil
 }
 
@@ -468,10 +480,11 @@ func (b *Backend) Describe() string {
 func (b *Backend) Close() error {
 	b.ended.Do(func() { close(b.stop) })
 	b.done.Wait()
+	b.rules.close()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.forgotten()
-	b.mine = map[GUID]bool{}
+	b.mine = map[GUID]firewall.BootTime{}
 	return b.engine.Close()
 }
 

@@ -212,6 +212,74 @@ func TestClosingFails(t *testing.T) {
 	h.admits("the next pass", true, alice+" 22/tcp")
 }
 
+// The same where nobody can read what stands.
+func TestClosingBlind(t *testing.T) {
+	h := newHost(t).open()
+	r := h.ruleset([]string{"22/tcp"}, alice+" 22/tcp", bob+" 22/tcp")
+	r.Openings[fwtest.Door(t, bob, "22/tcp")] = firewall.End{Until: h.boot.Add(time.Minute)}
+	h.settle(r)
+	h.platform.Blind = errors.New("no answer")
+	if _, err := h.backend.Observe(context.Background()); err == nil {
+		t.Error("nobody says that nothing could be read")
+	}
+	h.pass(time.Minute - time.Second)
+	h.admits("a second before its end", true, alice+" 22/tcp", bob+" 22/tcp")
+	h.pass(time.Second)
+	h.admits("over", false, bob+" 22/tcp")
+	if len(h.warned) != 2 || !strings.Contains(h.warned[1], "all were") {
+		t.Errorf("warned of %q", h.warned)
+	}
+}
+
+// hanging is Windows Firewall that never answers.
+type hanging struct{ forever chan struct{} }
+
+func (h hanging) Read() ([]winfw.Rule, error) { <-h.forever; return nil, nil }
+func (h hanging) Write(winfw.Rule) error      { <-h.forever; return nil }
+func (h hanging) Delete(string) error         { <-h.forever; return nil }
+
+// Nothing that closes waits for Windows Firewall, nor for a change of the guard
+// that failed half way.
+func TestClosingWaitsForNobody(t *testing.T) {
+	start := time.Now()
+	now := func() firewall.BootTime { return firewall.BootTime(time.Since(start)) + 1 }
+	p := wfptest.New()
+	windows := hanging{make(chan struct{})}
+	defer close(windows.forever)
+	b := winfw.New(p.Engine(), windows, now)
+	b.Start()
+	t.Cleanup(func() { b.Close() })
+	apply := func(want firewall.Ruleset) error {
+		have, err := b.Observe(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b.Apply(context.Background(), firewall.Diff(have, want))
+	}
+	want := firewall.Ruleset{Ports: fwtest.Ports(t, "22/tcp")}
+	if err := apply(want); err != nil {
+		t.Fatal(err)
+	}
+	door := fwtest.Door(t, alice, "22/tcp")
+	want.Openings = map[firewall.Door]firewall.End{door: {Until: now().Add(300 * time.Millisecond)}}
+	want.Ports = fwtest.Ports(t, "22/tcp", "80/tcp")
+	transactions := 0
+	p.Fail = func() error {
+		if transactions++; transactions == 2 {
+			return errors.New("refused")
+		}
+		return nil
+	}
+	if err := apply(want); err == nil || !strings.Contains(err.Error(), "change the guard: refused") {
+		t.Fatalf("the second transaction was not refused: %v", err)
+	}
+	for until := time.Now().Add(10 * time.Second); p.Admits(door); time.Sleep(time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("open ten seconds later")
+		}
+	}
+}
+
 // Sessions: kept ones outlive an opening that runs out, and the agent; they end
 // with one that is taken back. Cut ones end with both.
 func TestSessions(t *testing.T) {

@@ -127,6 +127,14 @@ func (i item) encode() string {
 	return string(text)
 }
 
+// item is what a filter says that it stands for; zero where that is nothing.
+func (f Filter) item() (i item) {
+	if json.Unmarshal([]byte(f.Data), &i) != nil {
+		return item{}
+	}
+	return i
+}
+
 // dynamic reports whether the item is gone with the process.
 func (i item) dynamic() bool { return i.Kind == opening || i.Kind == trial || i.Mode == onTrial }
 
@@ -215,14 +223,13 @@ type state struct {
 
 // read makes sense of filters. mine tells the dynamic filters of this process:
 // those of another are on their way out, or somebody else's work.
-func read(found []Filter, mine map[GUID]bool) state {
+func read(found []Filter, mine map[GUID]firewall.BootTime) state {
 	s := state{items: map[item]bool{}}
 	there := map[Filter]bool{}
 	claimed := map[item]bool{}
 	for _, f := range found {
 		there[f] = true
-		var i item
-		if json.Unmarshal([]byte(f.Data), &i) == nil && i.encode() == f.Data {
+		if i := f.item(); i.encode() == f.Data {
 			claimed[i] = true
 		}
 	}
@@ -231,7 +238,8 @@ func read(found []Filter, mine map[GUID]bool) state {
 		all := i.filters()
 		missing := slices.ContainsFunc(all, func(f Filter) bool {
 			// What holds before the engine's service runs may not be told of while it does.
-			return f.Lifetime != BootTime && (!there[f] || f.Lifetime == Dynamic && !mine[f.Key])
+			_, ours := mine[f.Key]
+			return f.Lifetime != BootTime && (!there[f] || f.Lifetime == Dynamic && !ours)
 		})
 		if s.items[i] = !missing && len(all) > 0; !s.items[i] {
 			delete(s.items, i)

@@ -182,18 +182,21 @@ func TestReadRandom(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 2000 {
 		var found []Filter
-		mine := map[GUID]bool{}
+		mine := map[GUID]firewall.BootTime{}
 		for _, f := range all {
 			if r.IntN(3) > 0 {
 				found = append(found, f)
-				mine[f.Key] = r.IntN(4) > 0
+				if r.IntN(4) > 0 {
+					mine[f.Key] = 0
+				}
 			}
 		}
 		s := read(found, mine)
 		told := len(s.strange)
 		for i := range s.items {
 			for _, f := range i.filters() {
-				if f.Lifetime != BootTime && (!slices.Contains(found, f) || f.Lifetime == Dynamic && !mine[f.Key]) {
+				_, ours := mine[f.Key]
+				if f.Lifetime != BootTime && (!slices.Contains(found, f) || f.Lifetime == Dynamic && !ours) {
 					t.Fatalf("seed %d: %s counts, and %q is not there", seed, i.encode(), f.Name)
 				}
 				if slices.Contains(found, f) {

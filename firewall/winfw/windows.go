@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/jitgate/jitgate/firewall"
 )
@@ -98,12 +100,8 @@ func sourcesText(set map[netip.Prefix]bool) string {
 	return strings.Join(list, ",")
 }
 
-// settleWindows brings the rule group to what the guard needs. Where that
-// fails the guard stands all the same: who is granted may not get through.
+// settleWindows brings the rule group to what the guard needs.
 func (b *Backend) settleWindows(s state) {
-	if b.windows == nil {
-		return
-	}
 	now := b.now()
 	for d, until := range b.linger {
 		if until <= now {
@@ -111,46 +109,135 @@ func (b *Backend) settleWindows(s state) {
 		}
 	}
 	r, _ := s.ruleset()
-	b.warn("Windows Firewall", b.writeWindows(wantedRules(r, b.linger)))
+	b.rules.set(wantedRules(r, b.linger))
 }
 
-// clearWindows takes the rule group away. Where Windows Firewall does not
-// answer, its rules mean nothing either.
-func (b *Backend) clearWindows() {
-	if b.windows != nil {
-		b.warn("Windows Firewall", b.writeWindows(nil))
+// ruleWriter keeps the rule group as it is wanted. Where that fails the guard
+// stands all the same: who is granted may not get through. It may be used by
+// several goroutines.
+type ruleWriter struct {
+	windows Rules // nil: Windows Firewall is left alone
+	warn    func(error)
+
+	mu     sync.Mutex
+	want   []Rule
+	behind bool // want is not written yet
+	doubt  bool // nobody knows what is written
+
+	wake, done chan struct{} // nil before start: set writes at once
+
+	// Of whoever writes.
+	written []Rule
+	known   bool
+	warned  string
+}
+
+// writePatience is how long the end waits for Windows Firewall.
+const writePatience = 10 * time.Second
+
+// start has the rules written by a goroutine of their own.
+func (w *ruleWriter) start() {
+	wake, done := make(chan struct{}, 1), make(chan struct{})
+	w.wake, w.done = wake, done
+	go func() {
+		defer close(done)
+		for range wake {
+			w.write()
+		}
+	}()
+}
+
+// close waits until everything is written, but not for ever.
+func (w *ruleWriter) close() {
+	w.mu.Lock()
+	wake := w.wake
+	w.wake = nil
+	w.mu.Unlock()
+	if wake == nil {
+		return
+	}
+	close(wake)
+	select {
+	case <-w.done:
+	case <-time.After(writePatience):
 	}
 }
 
-// writeWindows makes the group hold exactly want.
-func (b *Backend) writeWindows(want []Rule) error {
-	if b.written == nil {
-		have, err := b.windows.Read()
+// set says which rules there are to be.
+func (w *ruleWriter) set(want []Rule) {
+	if w.windows == nil {
+		return
+	}
+	w.mu.Lock()
+	w.want, w.behind = want, true
+	beside := w.wake != nil
+	if beside {
+		select {
+		case w.wake <- struct{}{}:
+		default: // it is told already
+		}
+	}
+	w.mu.Unlock()
+	if !beside {
+		w.write()
+	}
+}
+
+// forget has the next write compare with what there is.
+func (w *ruleWriter) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.doubt = true
+}
+
+// write makes the group hold exactly what is wanted.
+func (w *ruleWriter) write() {
+	w.mu.Lock()
+	want, behind := w.want, w.behind
+	w.known = w.known && !w.doubt
+	w.behind, w.doubt = false, false
+	w.mu.Unlock()
+	if !behind {
+		return
+	}
+	err := w.bring(want)
+	text := ""
+	if err != nil {
+		w.known = false
+		text = err.Error()
+	}
+	if text != "" && text != w.warned {
+		w.warn(err) // once, until it is over
+	}
+	w.warned = text
+}
+
+func (w *ruleWriter) bring(want []Rule) error {
+	if !w.known {
+		have, err := w.windows.Read()
 		if err != nil {
 			return fmt.Errorf("Windows Firewall: read the rule group %s: %w", Group, err)
 		}
-		b.written = append([]Rule{}, have...)
+		w.written, w.known = have, true
 	}
 	var errs []error
 	for _, r := range want {
-		if slices.Contains(b.written, r) {
+		if slices.Contains(w.written, r) {
 			continue
 		}
-		if err := b.windows.Write(r); err != nil {
+		if err := w.windows.Write(r); err != nil {
 			errs = append(errs, fmt.Errorf("Windows Firewall: write the rule %q: %w", r.Name, err))
 		}
 	}
-	for _, r := range b.written {
-		if slices.ContainsFunc(want, func(w Rule) bool { return w.Name == r.Name }) {
+	for _, r := range w.written {
+		if slices.ContainsFunc(want, func(x Rule) bool { return x.Name == r.Name }) {
 			continue
 		}
-		if err := b.windows.Delete(r.Name); err != nil {
+		if err := w.windows.Delete(r.Name); err != nil {
 			errs = append(errs, fmt.Errorf("Windows Firewall: delete the rule %q: %w", r.Name, err))
 		}
 	}
-	if b.written = append([]Rule{}, want...); len(errs) > 0 {
-		b.written = nil
-	}
+	w.written = want
 	return errors.Join(errs...)
 }
 

@@ -29,6 +29,8 @@ type Platform struct {
 	// Fail, if not nil, is asked before every transaction; its error is
 	// returned and nothing changes.
 	Fail func() error
+	// Blind, if not nil, is the answer to whoever reads the filters.
+	Blind error
 	// HideBoot keeps boot-time filters out of what is told while the engine's
 	// service runs.
 	HideBoot bool
@@ -103,6 +105,9 @@ func (e *engine) Filters() ([]winfw.Filter, error) {
 	defer e.p.mu.Unlock()
 	if e.closed {
 		return nil, ErrClosed
+	}
+	if e.p.Blind != nil {
+		return nil, e.p.Blind
 	}
 	var out []winfw.Filter
 	for _, f := range e.p.filters {
