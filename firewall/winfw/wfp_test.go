@@ -180,7 +180,7 @@ func TestReadRandom(t *testing.T) {
 	all := examples(t)
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
-	for range 2000 {
+	for range 500 {
 		var found []Filter
 		mine := map[GUID]firewall.BootTime{}
 		for _, f := range all {
