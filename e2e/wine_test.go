@@ -92,7 +92,7 @@ const endOfCommand = "-- end "
 // try runs a command of the shell to its end.
 func (w *wine) try(command string) (out string, code int) {
 	w.t.Helper()
-	fmt.Fprintf(w.in, "{ %s\n} </dev/null 2>&1; echo; echo '%s'$?\n", command, endOfCommand)
+	fmt.Fprintf(w.in, "{ %s\n} </dev/null 2>&1; code=$?; echo; echo '%s'$code\n", command, endOfCommand)
 	var text []string
 	late := time.After(patienceWithWine)
 	for {
@@ -208,7 +208,7 @@ func installers(t *testing.T, into string) {
 			if again, err := os.ReadFile(msi); err != nil || !bytes.Equal(first, again) {
 				t.Errorf("the installer of the same program has other bytes the second time, %v", err)
 			}
-			sh(`osslsigncode verify -CAfile "$CERT" -in "$MSI" && cd "$DIST" && msiextract "$MSI" >/dev/null && osslsigncode verify -CAfile "$CERT" -in "Program Files/jitgate/jitgate.exe"`, "CERT="+cert, "MSI="+msi)
+			sh(`osslsigncode verify -CAfile "$CERT" -in "$MSI" && cd "$DIST" && msiextract "$MSI" >/dev/null && osslsigncode verify -CAfile "$CERT" -in jitgate/jitgate.exe`, "CERT="+cert, "MSI="+msi)
 			tampered := bytes.Replace(first, []byte("management ports"), []byte("management Ports"), 1)
 			if bytes.Equal(tampered, first) {
 				t.Fatal("nothing to tamper with")
