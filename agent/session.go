@@ -27,7 +27,7 @@ func (s Session) door() firewall.Door {
 // connection is an established TCP connection of this network namespace.
 type connection struct {
 	local, remote netip.AddrPort
-	socket        string // as links in /proc/PID/fd name it
+	socket        string // who holds it: as links in /proc/PID/fd name it, on Windows the process
 }
 
 // ownSessions picks the connections behind the sockets held, or the one that
@@ -91,4 +91,49 @@ func parseAddress(s string) (netip.AddrPort, error) {
 		return netip.AddrPort{}, fmt.Errorf("%q is not an address and a port", s)
 	}
 	return netip.AddrPortFrom(address.Unmap(), uint16(n)), nil
+}
+
+// parseTCPTable reads the established connections of a table that Windows
+// makes: MIB_TCPTABLE_OWNER_PID or MIB_TCP6TABLE_OWNER_PID (tcpmib.h).
+func parseTCPTable(b []byte, v6 bool) []connection {
+	const established = 5
+	// Offsets of a row, in bytes: addresses and ports, state, owner.
+	size, local, localPort, remote, remotePort, state, owner := 24, 4, 8, 12, 16, 0, 20
+	if v6 {
+		size, local, localPort, remote, remotePort, state, owner = 56, 0, 20, 24, 44, 48, 52
+	}
+	if len(b) < 4 {
+		return nil
+	}
+	var out []connection
+	n := binary.LittleEndian.Uint32(b)
+	for b = b[4:]; n > 0 && len(b) >= size; n, b = n-1, b[size:] {
+		if binary.LittleEndian.Uint32(b[state:]) != established {
+			continue
+		}
+		at := func(address, port int) netip.AddrPort {
+			a := netip.AddrFrom4([4]byte(b[address:]))
+			if v6 {
+				a = netip.AddrFrom16([16]byte(b[address:])).Unmap()
+			}
+			return netip.AddrPortFrom(a, binary.BigEndian.Uint16(b[port:]))
+		}
+		out = append(out, connection{at(local, localPort), at(remote, remotePort), fmt.Sprintf("process %d", binary.LittleEndian.Uint32(b[owner:]))})
+	}
+	return out
+}
+
+// desktopPort is that of remote desktops.
+const desktopPort = 3389
+
+// desktopSessions are the sessions from the client of a remote desktop to it.
+func desktopSessions(all []connection, client netip.Addr) []Session {
+	var out []Session
+	for _, c := range all {
+		s := Session{c.remote.Addr(), c.local.Port()}
+		if client.IsValid() && s.Source == client.Unmap() && s.Port == desktopPort && !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
 }

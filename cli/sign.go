@@ -169,9 +169,9 @@ func signWithSSH(c *cobra.Command, e *policy.Envelope, path string) (key policy.
 		}
 		where = "is the private half in ssh-agent (ssh-add -L), or beside this file?"
 	}
-	program, err := exec.LookPath("ssh-keygen")
+	program, err := openSSH("ssh-keygen")
 	if err != nil {
-		return key, errors.New("ssh-keygen is not in the PATH: install OpenSSH's client, or sign elsewhere with --to-be-signed")
+		return key, fmt.Errorf("%w, or sign elsewhere with --to-be-signed", err)
 	}
 	dir, err := os.MkdirTemp("", "jitgate-sign-")
 	if err != nil {

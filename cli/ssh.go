@@ -151,9 +151,9 @@ func target(args []string) (word string, port uint16, err error) {
 
 // ssh runs ssh in place of this process, with this program as its way there.
 func (f *sessionFlags) ssh(c *cobra.Command, args []string) error {
-	program, err := exec.LookPath("ssh")
+	program, err := openSSH("ssh")
 	if err != nil {
-		return fmt.Errorf("there is no ssh here: %w", err)
+		return err
 	}
 	self, err := os.Executable()
 	if err != nil {

@@ -375,7 +375,7 @@ func TestWineCommands(t *testing.T) {
 		`fetch --config 'C:\none.toml'`:        "make it",
 		`agent run --service`:                  "the service manager did not start this",
 		`request web1 --port 3389 --for 1h`:    "jitgate login",
-		`ssh web1`:                             "",
+		`ssh web1`:                             "OpenSSH.Client",
 		`rdp web1`:                             "mstsc.exe",
 		`rdp web1 --file 'C:\t\desktop.rdp'`:   "jitgate login",
 		`doctor --config 'C:\none.toml'`:       "",

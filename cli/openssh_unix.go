@@ -1,0 +1,17 @@
+//go:build !windows
+
+package cli
+
+import (
+	"fmt"
+	"os/exec"
+)
+
+// openSSH finds a program of OpenSSH.
+func openSSH(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("there is no %s here, install OpenSSH's client: %w", name, err)
+	}
+	return path, nil
+}
