@@ -161,7 +161,7 @@ func (w *wine) put(path string, content []byte) {
 	if err := os.WriteFile(filepath.Join(w.files, "put"), content, 0o644); err != nil {
 		w.t.Fatal(err)
 	}
-	w.run("cp /src/put '" + path + ".new' && mv '" + path + ".new' '" + path + "'")
+	w.run(`cp /src/put "` + path + `.new" && mv "` + path + `.new" "` + path + `"`)
 }
 
 // service requires that a service is in a state.
@@ -385,10 +385,12 @@ func TestWineCommands(t *testing.T) {
 	}
 }
 
-// wineTests are the packages whose own tests run under Wine too, and those of
-// their tests that say nothing there.
-var wineTests = []struct{ path, skip string }{
-	{"acl", ""}, {"policy", ""}, {"armor", ""}, {"audit", ""}, {"firewall", ""}, {"firewall/fwtest", ""}, {"agent", ""},
+// wineTests are the packages whose own tests run under Wine too. Those left out
+// are about Unix, or leave a file open at their end, or fill a disk for minutes.
+var wineTests = []struct{ path, run, skip string }{
+	{"acl", "", ""}, {"policy", "", ""}, {"armor", "", ""}, {"firewall", "", ""}, {"firewall/fwtest", "", ""}, {"uplink", "", ""},
+	{"audit", "", "TestThreatEditsTheRecord|TestUnwritable|TestConcurrent|TestJournal.*|TestTamperedRecord"},
+	{"agent", "Installation|Firewall|TCPTable|Settings|HostFile", ""},
 }
 
 // The tests of what is the same on every system, compiled for Windows.
@@ -415,11 +417,7 @@ func TestWinePackages(t *testing.T) {
 		t.Run(p.path, func(t *testing.T) {
 			w := *w
 			w.t = t
-			skip := ""
-			if p.skip != "" {
-				skip = " -test.skip '" + p.skip + "'"
-			}
-			out, code := w.try("mkdir -p /src/" + p.path + " && cd /src/" + p.path + " && $W '/src/" + p.path + ".exe' -test.v" + skip)
+			out, code := w.try("mkdir -p /src/" + p.path + " && cd /src/" + p.path + " && $W '/src/" + p.path + ".exe' -test.v -test.run '" + p.run + "' -test.skip '" + p.skip + "'")
 			if passed := strings.Count(out, "--- PASS"); code != 0 || passed == 0 {
 				failed := slices.DeleteFunc(strings.Split(out, "\n"), func(l string) bool { return strings.Contains(l, "--- PASS") || strings.HasPrefix(l, "=== ") })
 				t.Errorf("%s: exit code %d, %d passed:\n%s", p.path, code, passed, strings.Join(failed[max(0, len(failed)-40):], "\n"))
