@@ -389,7 +389,7 @@ func TestWineCommands(t *testing.T) {
 // are about Unix, or leave a file open at their end, or fill a disk for minutes.
 var wineTests = []struct{ path, run, skip string }{
 	{"acl", "", ""}, {"policy", "", ""}, {"armor", "", ""}, {"firewall", "", ""}, {"firewall/fwtest", "", ""}, {"uplink", "", ""},
-	{"audit", "", "TestThreatEditsTheRecord|TestUnwritable|TestConcurrent|TestJournal.*|TestTamperedRecord"},
+	{"audit", "", "TestThreatEditsTheRecord|TestUnwritable|TestConcurrent|TestJournal.*|TestTamperedRecord|TestEventIDs"},
 	{"agent", "Installation|Firewall|TCPTable|Settings|HostFile", ""},
 }
 
