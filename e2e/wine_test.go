@@ -297,7 +297,7 @@ func TestWineInstaller(t *testing.T) {
 
 	// Repair brings back what is missing, and only that.
 	w.run("rm \"$C/Program Files/jitgate/LICENSE.txt\"; echo '# mine' >>" + data + "/agent.toml")
-	w.run(msi(`/fa 'Z:\src\1.2.3.msi'`))
+	w.run(msi(`/i 'Z:\src\1.2.3.msi' REINSTALL=ALL REINSTALLMODE=amus`)) // Wine's /fa takes no file
 	w.run("test -s \"$C/Program Files/jitgate/LICENSE.txt\" && grep -q '^# mine' " + data + "/agent.toml")
 
 	// An upgrade keeps settings, documents, record, and what was given.
