@@ -418,6 +418,7 @@ func TestPoliciesReadLately(t *testing.T) {
 	if _, err := c.decode("{"); err == nil {
 		t.Error("half a policy was read")
 	}
+}
 
 // UndoLists takes a database back to what it was before the migration that
 // lists need.
