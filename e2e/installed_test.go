@@ -293,7 +293,7 @@ func TestInstalled(t *testing.T) {
 				t.Errorf("%s: %s", u, out)
 			}
 		}
-		for unit, most := range map[string]string{"jitgate.service": "12", "jitgate-baseline.service": "12", "jitgate-fetch.service": "20", "jitgate-logins.service": "12", "jitgate-metrics.service": "16"} {
+		for unit, most := range map[string]string{"jitgate.service": "12", "jitgate-baseline.service": "12", "jitgate-fetch.service": "20", "jitgate-logins.service": "20", "jitgate-metrics.service": "16"} {
 			m.run("systemd-analyze", "security", "--no-pager", "--threshold="+most, unit)
 		}
 		text := m.read("/proc/" + m.agent() + "/status")
