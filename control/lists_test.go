@@ -366,3 +366,54 @@ func (f *fleet) compareActivity(t *testing.T, c control.Caller) {
 	}, func(l control.Activity) string { return fmt.Sprint(l.Seq) })
 	agree(t, fmt.Sprintf("activity %+v for %+v", q, c.Rights), got, want)
 }
+
+// A download reads page after page. No line of those that were there is lost or
+// comes twice while others are written, late ones among them.
+func TestDownloadWhileWriting(t *testing.T) {
+	for name, open := range map[string]func(testing.TB) control.Store{"SQLite": storetest.SQLite, "PostgreSQL": storetest.PostgreSQL} {
+		t.Run(name, func(t *testing.T) {
+			store := open(t)
+			e := control.New(control.Config{Store: store, Now: func() time.Time { return deskTime }, Log: hclog.NewNullLogger()})
+			day := deskTime.Truncate(24 * time.Hour)
+			write := func(n int) {
+				lines := make([]control.Activity, n)
+				for i := range lines {
+					lines[i] = control.Activity{Time: day.Add(time.Duration(i*7%24) * time.Hour), Event: "e", Scope: "/subscriptions/s"}
+				}
+				if err := store.Update(t.Context(), func(tx control.Tx) error { return tx.AppendActivity(lines...) }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			const before, limit = 300, 20
+			write(before)
+			owner := caller("local:admin", "Owner", "/")
+			for _, newest := range []bool{true, false} {
+				f := control.ActivityFilter{From: day, To: day.Add(24 * time.Hour), Newest: newest, Limit: limit}
+				last, _, err := e.ListActivity(t.Context(), owner, control.ActivityFilter{Newest: true, Limit: 1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				seen := map[uint64]int{}
+				for page := 0; ; page++ {
+					lines, next, err := e.ListActivity(t.Context(), owner, f)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, l := range lines {
+						seen[l.Seq]++
+					}
+					if next == 0 {
+						break
+					}
+					f.After = next
+					write(limit / 4)
+				}
+				for n := uint64(1); n <= last[0].Seq; n++ {
+					if seen[n] != 1 {
+						t.Errorf("newest first %t: line %d came %d times", newest, n, seen[n])
+					}
+				}
+			}
+		})
+	}
+}
