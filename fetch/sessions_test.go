@@ -8,10 +8,13 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/jitgate/jitgate/uplink"
 )
 
 // enrolledAs is an identity whose certificate it signed itself.
@@ -56,6 +59,38 @@ func TestSessionsGoOn(t *testing.T) {
 		tr.close()
 		if err != nil || string(got) != turn.want {
 			t.Errorf("connection %d went on: %s, %v; want %s", i, got, err, turn.want)
+		}
+	}
+}
+
+// A control plane that has too much to do is not asked by polls as well; where
+// something does not let a WebSocket through, it is.
+func TestBusyIsNotPolled(t *testing.T) {
+	for status, polls := range map[int]bool{503: false, 429: false, 404: true, 400: true} {
+		var polled atomic.Bool
+		s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == uplink.PathPoll {
+				polled.Store(true)
+				http.Error(w, "enough", http.StatusTeapot)
+				return
+			}
+			http.Error(w, "no", status)
+		}))
+		roots := x509.NewCertPool()
+		roots.AddCert(s.Certificate())
+		dir := t.TempDir()
+		f := New(Config{URL: s.URL, Log: hclog.NewNullLogger(), Host: &Host{Identity: disk(dir), Inbox: disk(dir), Agent: newLocal(dir), Roots: roots}})
+		if err := enrolledAs(t, 1).save(f.keys, identityFile); err != nil {
+			t.Fatal(err)
+		}
+		err := f.connect(t.Context())
+		s.Close() // the server is done: polled is ours
+		want := status
+		if polls {
+			want = http.StatusTeapot
+		}
+		if polled.Load() != polls || !isStatus(err, want) {
+			t.Errorf("%d: polled %v, %v", status, polled.Load(), err)
 		}
 	}
 }

@@ -198,6 +198,12 @@ type upgradeError struct{ err error }
 func (e upgradeError) Error() string { return "no WebSocket: " + e.err.Error() }
 func (e upgradeError) Unwrap() error { return e.err }
 
+// busy reports whether a status says that whoever answers has too much to do. A
+// poll would be more of it.
+func busy(status int) bool {
+	return status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests
+}
+
 // webSocket opens the line.
 func (t *transport) webSocket(ctx context.Context) (*uplink.Socket, error) {
 	u, err := url.Parse(t.base + uplink.PathLine)
@@ -224,6 +230,9 @@ func (t *transport) webSocket(ctx context.Context) (*uplink.Socket, error) {
 		conn.Close()
 		if status, ok := errors.AsType[ws.StatusError](err); ok {
 			err = &statusError{int(status), "no switch to a WebSocket"}
+			if busy(int(status)) {
+				return nil, err
+			}
 		}
 		return nil, upgradeError{err}
 	}
