@@ -169,7 +169,8 @@ func TestWhoTellsLogins(t *testing.T) {
 		return r
 	}
 	whole := report(func(*LoginsReport) {})
-	root, self, stranger := caller{true, 0, 1}, caller{true, os.Geteuid(), 1}, caller{true, 4711, 1}
+	root, stranger := caller{name: "uid 0", root: true, pid: 1}, caller{name: "uid 4711", uid: 4711, pid: 1}
+	self := caller{name: fmt.Sprint("uid ", os.Geteuid()), root: os.Geteuid() == 0, self: true, pid: 1, uid: os.Geteuid()}
 	call := func(by caller, method string, r LoginsReport) (int, string) {
 		var text []byte
 		if method == http.MethodPost {
