@@ -179,7 +179,7 @@ func TestWhoTellsLogins(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		q := httptest.NewRequestWithContext(context.WithValue(t.Context(), callerKey{}, by), method, "/v1/logins", bytes.NewReader(text))
+		q := httptest.NewRequestWithContext(context.WithValue(t.Context(), callerKey{}, func() caller { return by }), method, "/v1/logins", bytes.NewReader(text))
 		answer := httptest.NewRecorder()
 		done := make(chan struct{})
 		go func() {
