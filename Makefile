@@ -15,7 +15,7 @@ export GOFLAGS = -buildvcs=false
 export PATH := $(shell ./setup.sh path):$(PATH)
 GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
 
-.PHONY: help setup build test model race fuzz bench bench-fleet demo play screenshots lint cross check package msi pkglint repo e2e e2e-vm e2e-wine clean
+.PHONY: help setup build test model race fuzz bench bench-fleet lists demo play screenshots lint cross check package msi pkglint repo e2e e2e-vm e2e-wine clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -48,6 +48,9 @@ STORE ?= sqlite
 
 bench-fleet: build ## a fleet of AGENTS against a control plane on STORE (sqlite, postgres): docs/fleet.md
 	go run ./bench/fleet -control bin/jitgate-control -agents "$(AGENTS)" -store "$(STORE)" $(FLEETFLAGS)
+
+lists: build ## list 100,000 machines and two million lines of the log, on both stores
+	go run ./bench -only lists -jitgate bin/jitgate -control bin/jitgate-control
 
 demo: build ## the main job for real, in network namespaces of its own
 	@./demo/demo.sh bin/jitgate bin/jitgate-control

@@ -1,6 +1,7 @@
 // The benchmark of jitgate: what `make bench` prints and docs/performance.md
 // shows. It needs root and nft, changes nothing outside network namespaces of
-// its own, and takes about three minutes.
+// its own, and takes about three minutes. Lists of a large fleet take some ten
+// more, and are measured only by name: `make lists`.
 //
 // Machines differ, and a shared one differs from minute to minute. So each
 // figure is measured in turns with something beside it on the same machine,
