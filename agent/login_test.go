@@ -161,7 +161,7 @@ func TestLoginsWithAFullDisk(t *testing.T) {
 }
 
 // Whose word about logins counts, and what a report may have.
-func TestWhoTellsLogins(t *testing.T) {
+func TestThreatForgesALogin(t *testing.T) {
 	w := inUse(t)
 	report := func(edit func(*LoginsReport)) LoginsReport {
 		r := LoginsReport{"c=1", []logins.Login{w.accepts(alice, 7)}}
