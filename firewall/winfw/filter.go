@@ -57,6 +57,11 @@ type Filter struct {
 	Data string // what it stands for
 }
 
+// text is all that f says but its key, which is made from it.
+func (f Filter) text() string {
+	return fmt.Sprintf("%d %d %d %t %d %d-%d %s %d %q %s", f.Layer, f.Weight, f.Lifetime, f.Block, f.Protocol, f.First, f.Last, f.Source, f.Flags, f.Name, f.Data)
+}
+
 // Matches reports whether f is asked about a packet with the flags, at its
 // layer.
 func (f Filter) Matches(packet firewall.Door, flags uint32) bool {
@@ -155,8 +160,7 @@ func (i item) filters() []Filter {
 			}
 		}
 		for _, f.Layer = range both {
-			f.Key = GUID{}
-			f.Key = space.named(fmt.Sprintf("%+v", f))
+			f.Key = space.named(f.text())
 			out = append(out, f)
 		}
 	}
