@@ -169,8 +169,10 @@ func TestThreatForgesALogin(t *testing.T) {
 		return r
 	}
 	whole := report(func(*LoginsReport) {})
-	root, stranger := caller{name: "uid 0", root: true, pid: 1}, caller{name: "uid 4711", uid: 4711, pid: 1}
-	self := caller{name: fmt.Sprint("uid ", os.Geteuid()), root: os.Geteuid() == 0, self: true, pid: 1, uid: os.Geteuid()}
+	as := func(uid int) caller {
+		return caller{name: fmt.Sprintf("uid %d", uid), root: uid == 0, self: uid == os.Geteuid(), uid: uid, pid: 1}
+	}
+	root, self, stranger := as(0), as(os.Geteuid()), as(4711)
 	call := func(by caller, method string, r LoginsReport) (int, string) {
 		var text []byte
 		if method == http.MethodPost {
