@@ -188,33 +188,33 @@ func (s *server) local(ctx context.Context, path string) ([]byte, error) {
 	return text, err
 }
 
-// collect has the server collect its garbage, as it does before a profile of
-// its heap. Twice: what finalizers let go of goes too.
-func (s *server) collect(ctx context.Context) error {
-	for range 2 {
-		profile, err := s.local(ctx, "/debug/pprof/heap?gc=1")
-		if err == nil {
-			err = os.WriteFile(filepath.Join(s.dir, "heap.pb.gz"), profile, 0o600)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // usage is what the server takes up, in bytes.
 type usage struct {
-	inUse    float64 // heap and stacks of Go, after the garbage is gone
+	inUse    float64 // of Go, right after a collection: what lives on the heap, and stacks
 	resident float64
 }
 
+// usage has the server collect its garbage, as it does before a profile of its
+// heap. Twice: what finalizers let go of goes too.
 func (s *server) usage(ctx context.Context) (u usage, err error) {
-	if err := s.collect(ctx); err != nil {
-		return u, err
+	for range 2 {
+		profile, err := s.local(ctx, "/debug/pprof/heap?gc=1&debug=1")
+		if err != nil {
+			return u, err
+		}
+		var heap, stacks, gotStacks float64
+		for l := range strings.Lines(string(profile)) {
+			fmt.Sscanf(l, "# HeapAlloc = %g", &heap)
+			fmt.Sscanf(l, "# Stack = %g / %g", &stacks, &gotStacks)
+		}
+		if heap == 0 || stacks == 0 {
+			return u, errors.New("the profile of the heap does not say what is in use")
+		}
+		u.inUse = heap + stacks
 	}
 	m, err := s.scrape(ctx)
-	return usage{m["go_memstats_heap_inuse_bytes"] + m["go_memstats_stack_inuse_bytes"], m["process_resident_memory_bytes"]}, err
+	u.resident = m["process_resident_memory_bytes"]
+	return u, err
 }
 
 // scrape reads the metrics that have no labels.

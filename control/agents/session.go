@@ -287,7 +287,11 @@ func (s *session) read() error {
 		if err != nil {
 			return err
 		}
-		if err := s.insist(text); err != nil {
+		// In a goroutine of its own: what a message takes of the stack would stay
+		// with the one that waits.
+		taken := make(chan error, 1)
+		go func() { taken <- s.insist(text) }()
+		if err := <-taken; err != nil {
 			return err
 		}
 	}
