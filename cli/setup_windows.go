@@ -194,7 +194,7 @@ func unguard(ctx context.Context) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("the guard is not removed: %w: start the service BFE, then try again", err)
+		return fmt.Errorf("the guard is not removed, nor anything else: %w", err)
 	}
 	return errors.Join(backend.Remove(ctx), backend.Close())
 }

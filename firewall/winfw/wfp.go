@@ -374,6 +374,12 @@ func (e *Error) Unwrap() error {
 	return nil
 }
 
+// Is tells a system that has no filtering platform at all (errors.ErrUnsupported),
+// and so no filters, from one whose service does not run.
+func (e *Error) Is(target error) bool {
+	return target == errors.ErrUnsupported && slices.Contains([]uint32{codeNotSupported, codeNotImplemented, codeCannotSupport}, e.Code)
+}
+
 // is reports whether err is one of the codes.
 func is(err error, codes ...uint32) bool {
 	e, ok := errors.AsType[*Error](err)
