@@ -8,6 +8,7 @@ BUILT   := $(shell TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%
 CLI     := github.com/jitgate/jitgate/cli
 LDFLAGS := -s -w $(foreach p,$(CLI) main,-X $(p).version=$(VERSION) -X $(p).commit=$(COMMIT) -X $(p).built=$(BUILT))
 FUZZTIME ?= 100000x
+SCHEDULES ?= 100000
 
 export CGO_ENABLED = 0
 # The version comes from LDFLAGS; asking git again fails where the checkout belongs to another user.
@@ -29,8 +30,8 @@ build: setup ## build bin/jitgate and bin/jitgate-control for this machine
 test: build ## run every test; as root this includes those on the real kernel
 	go test -timeout 30m $(TESTFLAGS) ./...
 
-model: setup ## 100,000 random schedules of the agent against an oracle
-	JITGATE_SCHEDULES=100000 go test -count=1 -timeout 60m -v -run 'TestRandomSchedules$$' ./agent
+model: setup ## SCHEDULES random schedules (100,000) of the agent against an oracle
+	JITGATE_SCHEDULES=$(SCHEDULES) go test -count=1 -timeout 60m -v -run 'TestRandomSchedules$$' ./agent
 
 race: setup ## the tests under the race detector, but for e2e: those run the program itself
 	CGO_ENABLED=1 JITGATE_SCHEDULES=300 go test -timeout 30m $(TESTFLAGS) -race $$(go list ./... | grep -v /e2e)
