@@ -219,6 +219,9 @@ func (s *session) told(ctx context.Context, up uplink.Up) error {
 			continue
 		}
 		if err != nil {
+			s.mu.Lock()
+			s.ready = false // the same message comes again, and asks for all
+			s.mu.Unlock()
 			return err
 		}
 		s.offer(d)
