@@ -76,6 +76,7 @@ type Fetcher struct {
 	inbox inbox
 	agent Agent
 	lost  chan struct{} // the control plane was not reached
+	polls int           // how often in a row there was no WebSocket; of keepLine's goroutine
 
 	mu      sync.Mutex
 	status  *Status // nil: the agent does not answer

@@ -14,8 +14,10 @@ import (
 )
 
 const (
-	// pollFor is how long polling goes on before a WebSocket is tried again.
-	pollFor = 15 * time.Minute
+	// How long polling goes on before a WebSocket is tried again: the first time,
+	// when it may have been the server that was slow, and at most.
+	shortestPoll = time.Minute
+	longestPoll  = 15 * time.Minute
 	// ackWithin is how long an acknowledgement is waited for before lines are
 	// sent again.
 	ackWithin = time.Minute
@@ -45,6 +47,7 @@ func (c *conversation) line(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.polls = 0
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { socket.Cut() })
@@ -72,7 +75,7 @@ func (c *conversation) line(ctx context.Context) error {
 func (c *conversation) poll(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	enough := time.AfterFunc(pollFor, func() { cancel(errEnough) })
+	enough := time.AfterFunc(c.pollFor(), func() { cancel(errEnough) })
 	defer enough.Stop()
 	var listener sync.WaitGroup
 	defer listener.Wait()
@@ -94,6 +97,13 @@ func (c *conversation) poll(ctx context.Context) error {
 		}
 	})
 	return c.talk(ctx, func(up uplink.Up) error { return c.ask(ctx, up, true) }, func() error { return nil })
+}
+
+// pollFor is how long to poll this time.
+func (f *Fetcher) pollFor() time.Duration {
+	d := min(longestPoll, shortestPoll<<min(f.polls, 10))
+	f.polls++
+	return d
 }
 
 // ask is one poll. fresh says that what it acknowledges counts.

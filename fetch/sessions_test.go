@@ -94,3 +94,19 @@ func TestBusyIsNotPolled(t *testing.T) {
 		}
 	}
 }
+
+// A WebSocket is tried again soon, and later more rarely.
+func TestPollFor(t *testing.T) {
+	f := New(Config{Log: hclog.NewNullLogger()})
+	last := time.Duration(0)
+	for n := range 70 {
+		d := f.pollFor()
+		if n == 0 && d != shortestPoll || d < last || d > longestPoll {
+			t.Fatalf("%d: %s after %s", n, d, last)
+		}
+		last = d
+	}
+	if last != longestPoll {
+		t.Errorf("%s at last", last)
+	}
+}
