@@ -3,6 +3,7 @@ package winfw
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 	"unsafe"
 
@@ -13,6 +14,23 @@ import (
 
 // The structures of wfp.go are those of 64-bit Windows.
 const _ = uint(unsafe.Sizeof(uintptr(0)) - 8)
+
+// Constants of fwpmtypes.h and winerror.h that only calls need.
+const (
+	sessionDynamic = 0x1
+
+	enumOverlapping     = 1
+	enumIncludeBootTime = 0x8
+	enumIncludeDisabled = 0x10
+	anyAction           = 0xffffffff
+
+	// weightFirst has the sublayer asked before any other.
+	weightFirst = 0xffff
+
+	codeFilterNotFound = 0x80320003
+	codeAlreadyExists  = 0x80320009
+	codeInvalidHandle  = 6
+)
 
 var dll = windows.NewLazySystemDLL("fwpuclnt.dll")
 
@@ -129,6 +147,15 @@ func (e *platform) transact(dynamic bool, f func(h uintptr) error) error {
 		return call("FwpmTransactionCommit0", h)
 	})
 }
+
+// is reports whether err is one of the codes.
+func is(err error, codes ...uint32) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && slices.Contains(codes, e.Code)
+}
+
+// lost reports whether the session that gave err is of no more use.
+func lost(err error) bool { return errors.Is(err, ErrUnavailable) || is(err, codeInvalidHandle) }
 
 // unless makes an answer that is no error here none.
 func unless(err error, codes ...uint32) error {

@@ -135,16 +135,6 @@ const (
 	flagBootTime         = 0x2
 	flagClearActionRight = 0x8
 	flagDisabled         = 0x20
-
-	sessionDynamic = 0x1
-
-	enumOverlapping     = 1
-	enumIncludeBootTime = 0x8
-	enumIncludeDisabled = 0x10
-	anyAction           = 0xffffffff
-
-	// weightFirst has the sublayer asked before any other.
-	weightFirst = 0xffff
 )
 
 // Keys of fwpmu.h.
@@ -327,15 +317,11 @@ type Error struct {
 
 // Codes of fwpmu.h and winerror.h.
 const (
-	codeFilterNotFound   = 0x80320003
 	codeProviderNotFound = 0x80320005
 	codeSublayerNotFound = 0x80320007
-	codeAlreadyExists    = 0x80320009
-	codeInUse            = 0x8032000a
 	codeTimeout          = 0x80320012
 
 	codeAccessDenied      = 5
-	codeInvalidHandle     = 6
 	codeNotSupported      = 50
 	codeNotImplemented    = 120
 	codeServiceNotActive  = 1062
@@ -379,12 +365,3 @@ func (e *Error) Unwrap() error {
 func (e *Error) Is(target error) bool {
 	return target == errors.ErrUnsupported && slices.Contains([]uint32{codeNotSupported, codeNotImplemented, codeCannotSupport}, e.Code)
 }
-
-// is reports whether err is one of the codes.
-func is(err error, codes ...uint32) bool {
-	e, ok := errors.AsType[*Error](err)
-	return ok && slices.Contains(codes, e.Code)
-}
-
-// lost reports whether the session that gave err is of no more use.
-func lost(err error) bool { return errors.Is(err, ErrUnavailable) || is(err, codeInvalidHandle) }

@@ -216,7 +216,7 @@ func (w *ruleWriter) bring(want []Rule) error {
 	if !w.known {
 		have, err := w.windows.Read()
 		if err != nil {
-			return fmt.Errorf("Windows Firewall: read the rule group %s: %w", Group, err)
+			return fmt.Errorf("read the rule group %s of Windows Firewall: %w", Group, err)
 		}
 		w.written, w.known = have, true
 	}
@@ -226,7 +226,7 @@ func (w *ruleWriter) bring(want []Rule) error {
 			continue
 		}
 		if err := w.windows.Write(r); err != nil {
-			errs = append(errs, fmt.Errorf("Windows Firewall: write the rule %q: %w", r.Name, err))
+			errs = append(errs, fmt.Errorf("write the rule %q of Windows Firewall: %w", r.Name, err))
 		}
 	}
 	for _, r := range w.written {
@@ -234,7 +234,7 @@ func (w *ruleWriter) bring(want []Rule) error {
 			continue
 		}
 		if err := w.windows.Delete(r.Name); err != nil {
-			errs = append(errs, fmt.Errorf("Windows Firewall: delete the rule %q: %w", r.Name, err))
+			errs = append(errs, fmt.Errorf("delete the rule %q of Windows Firewall: %w", r.Name, err))
 		}
 	}
 	w.written = want
