@@ -1014,7 +1014,7 @@ func TestRandomSchedules(t *testing.T) {
 }
 
 // machines are the platforms that schedules are played on.
-var machines = []platform{{"a kernel", newKernel, 4000}, {"Windows", newWindows, 2000}}
+var machines = []platform{{"a kernel", newKernel, 4000}, {"Windows", newWindows, 1000}}
 
 type platform struct {
 	name      string
