@@ -13,6 +13,8 @@ import (
 	"github.com/jitgate/jitgate/firewall"
 )
 
+//lint:file-ignore U1000 The structures are C's: they have fields that nobody here reads.
+
 // This file is the platform's C structures (fwpmtypes.h, fwptypes.h, 64-bit)
 // and what becomes of a Filter in them and back. It touches no platform: it is
 // tested wherever there is 64-bit memory.
