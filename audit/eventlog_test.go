@@ -37,6 +37,7 @@ var eventIDs = map[Name]uint32{
 	"audit.pruned":       1022,
 	"audit.head":         1023,
 	"audit.missed":       1024,
+	"grant.login":        1025,
 }
 
 func TestEventIDs(t *testing.T) {
