@@ -79,7 +79,7 @@ func TestBusyIsNotPolled(t *testing.T) {
 		roots := x509.NewCertPool()
 		roots.AddCert(s.Certificate())
 		dir := t.TempDir()
-		f := New(Config{URL: s.URL, Log: hclog.NewNullLogger(), Host: &Host{Identity: disk(dir), Inbox: disk(dir), Agent: newLocal(dir), Roots: roots}})
+		f := New(Config{URL: s.URL, Log: hclog.NewNullLogger(), Host: &Host{Identity: disk(dir), Inbox: disk(dir), Agent: newGuard(dir), Roots: roots}})
 		if err := enrolledAs(t, 1).save(f.keys, identityFile); err != nil {
 			t.Fatal(err)
 		}
