@@ -297,6 +297,15 @@ type host struct {
 // deliver gives the newest documents to the agent at a time of its own clock.
 func (h *host) deliver(p *plane, now time.Time) {
 	p.t.Helper()
+	if err := h.take(p, now); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// take is a delivery of which the agent may refuse a document, and those after
+// it.
+func (h *host) take(p *plane, now time.Time) error {
+	p.t.Helper()
 	docs, err := p.Documents(p.t.Context(), h.vm)
 	if err != nil {
 		p.t.Fatal(err)
@@ -310,7 +319,7 @@ func (h *host) deliver(p *plane, now time.Time) {
 				h.state, err = policy.AdmitTrust(h.state, v, h.trust, f)
 			}
 			if err != nil {
-				p.t.Fatalf("trust: %v", err)
+				return fmt.Errorf("trust: %w", err)
 			}
 			h.trust = v.Document()
 		case policy.TypePolicy:
@@ -319,7 +328,7 @@ func (h *host) deliver(p *plane, now time.Time) {
 				h.state, err = policy.AdmitPolicy(h.state, v, h.trust, f)
 			}
 			if err != nil {
-				p.t.Fatalf("policy of %s: %v", h.vm, err)
+				return fmt.Errorf("policy of %s: %w", h.vm, err)
 			}
 			h.policy = v.Document()
 			if h.policy.Version != d.Version || !h.policy.Expires.Equal(d.Expires) || !h.policy.Issued.Equal(d.Issued) {
@@ -331,11 +340,12 @@ func (h *host) deliver(p *plane, now time.Time) {
 				h.state, err = policy.AdmitGrants(h.state, v, h.trust, h.policy, f)
 			}
 			if err != nil {
-				p.t.Fatalf("grants of %s: %v", h.vm, err)
+				return fmt.Errorf("grants of %s: %w", h.vm, err)
 			}
 			h.grants = v.Document()
 		}
 	}
+	return nil
 }
 
 // open is what is open at now by the agent's clock: "22 203.0.113.7/32" and

@@ -217,6 +217,61 @@ func TestClocksApart(t *testing.T) {
 	}
 }
 
+// The server's clock is wrong by an hour. Ahead: hosts refuse what it signs,
+// what is open goes on to its end, and once the clock is right the next list
+// is taken. Behind: what it signs is over an hour early. Neither opens
+// anything for longer than was asked.
+func TestServersClockWrong(t *testing.T) {
+	t.Run("an hour ahead", func(t *testing.T) {
+		p := newPlane(t)
+		p.put("default", machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")))
+		p.initiate(owner, wants("vm1", 22, "203.0.113.7", "PT2H"))
+		h := host{vm: vmID("vm1")}
+		right := p.clock().Truncate(time.Second)
+		h.deliver(p, right)
+		version := h.grants.Version
+
+		p.pass(time.Hour)
+		p.sweep()
+		p.initiate(owner, wants("vm1", 23, "203.0.113.8", "PT1H"))
+		var refusal *policy.Refusal
+		if err := h.take(p, right); !errors.As(err, &refusal) || refusal.Code != policy.NotYet {
+			t.Errorf("a list of an hour from now: %v", err)
+		}
+		equal(t, "version", h.grants.Version, version)
+		equal(t, "open meanwhile", fmt.Sprint(h.open(t, right)), fmt.Sprint(map[string]time.Time{"22 203.0.113.7/32": right.Add(2 * time.Hour)}))
+		equal(t, "open at the end", len(h.open(t, right.Add(2*time.Hour))), 0)
+
+		p.pass(-time.Hour)
+		p.initiate(owner, wants("vm1", 23, "203.0.113.9", "PT1H"))
+		h.deliver(p, right)
+		equal(t, "open", fmt.Sprint(h.open(t, right)), fmt.Sprint(map[string]time.Time{
+			"22 203.0.113.7/32": right.Add(2 * time.Hour), "23 203.0.113.9/32": right.Add(time.Hour)}))
+		// What was asked for of the wrong clock counts by that clock: an hour,
+		// an hour from now.
+		equal(t, "open in an hour", fmt.Sprint(h.open(t, right.Add(time.Hour))), fmt.Sprint(map[string]time.Time{
+			"22 203.0.113.7/32": right.Add(2 * time.Hour), "23 203.0.113.8/32": right.Add(2 * time.Hour)}))
+		equal(t, "open in two", len(h.open(t, right.Add(2*time.Hour))), 0)
+	})
+	t.Run("an hour behind", func(t *testing.T) {
+		p := newPlane(t)
+		p.put("default", machine("vm1", rule(22, "PT3H"), rule(23, "PT3H")))
+		h := host{vm: vmID("vm1")}
+		right := p.clock().Truncate(time.Second)
+		p.initiate(owner, wants("vm1", 22, "203.0.113.7", "PT2H"))
+		h.deliver(p, right)
+
+		p.pass(-time.Hour)
+		p.sweep()
+		p.initiate(owner, wants("vm1", 23, "203.0.113.8", "PT30M"))
+		p.initiate(owner, wants("vm1", 23, "203.0.113.9", "PT3H"))
+		h.deliver(p, right)
+		equal(t, "open", fmt.Sprint(h.open(t, right)), fmt.Sprint(map[string]time.Time{
+			"22 203.0.113.7/32": right.Add(2 * time.Hour), "23 203.0.113.9/32": right.Add(2 * time.Hour)}))
+		equal(t, "open in two hours", len(h.open(t, right.Add(2*time.Hour))), 0)
+	})
+}
+
 // A client that did not get the answer sends the request again.
 func TestRepeatedRequest(t *testing.T) {
 	absolute := control.InitiateInput{VMs: []control.InitiateVM{{ID: vmID("vm1").String(), Ports: []control.InitiatePort{{Number: 22, End: noon.Add(time.Hour)}}}}}
