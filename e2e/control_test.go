@@ -25,12 +25,9 @@ func newStranger(t *testing.T) *host {
 }
 
 // enroll makes the host known to the control plane, through a join token, and
-// starts its agent and its fetcher.
-func (h *host) enroll(p *plane) {
+// starts its agent and its fetcher. stop kills the fetcher.
+func (h *host) enroll(p *plane) (stop func()) {
 	h.t.Helper()
-	token := p.command("join", "create", "--vm", vmID)
-	token = token[strings.Index(token, "jgj_"):]
-	token, _, _ = strings.Cut(token, "\n")
 	// The fetcher's own directory is one more setting of a host with many on
 	// one machine.
 	config := h.config()
@@ -42,9 +39,18 @@ func (h *host) enroll(p *plane) {
 		h.t.Fatal(err)
 	}
 	h.edited = true
-	h.must("enroll", "--control", p.url(""), "--token", token, "--config", config)
+	h.enrollAgain(p)
 	h.start()
-	h.fetch()
+	return h.fetch()
+}
+
+// enrollAgain makes the host known with a new token, and starts nothing.
+func (h *host) enrollAgain(p *plane) {
+	h.t.Helper()
+	token := p.command("join", "create", "--vm", vmID)
+	token = token[strings.Index(token, "jgj_"):]
+	token, _, _ = strings.Cut(token, "\n")
+	h.must("enroll", "--control", p.url(""), "--token", token, "--config", h.config())
 }
 
 // fetch starts the fetcher. stop kills it.
