@@ -353,7 +353,7 @@ func TestCertificateEndedWhileAway(t *testing.T) {
 	stop = h.fetch()
 	until(t, 3*patience, "the fetcher should say why", func() bool {
 		log, err := os.ReadFile(h.path("fetch.log"))
-		return err == nil && strings.Contains(string(log), "401")
+		return err == nil && strings.Contains(string(log), "enrol again with jitgate enroll")
 	})
 	h.isClosed(ways("22/tcp", alice6))
 	h.isOpen(ways("22/tcp", alice4, bob4))
