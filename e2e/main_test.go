@@ -39,8 +39,20 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// Programs of another version, to see that hosts and control planes of two
+// releases get along; empty: this tree's.
+var (
+	otherAgent   = flag.String("jitgate", "", "`path` of the jitgate to test")
+	otherControl = flag.String("jitgate-control", "", "`path` of the jitgate-control to test")
+)
+
 // jitgate is the program under test.
-var jitgate = sync.OnceValues(func() (string, error) { return build("jitgate", "") })
+var jitgate = sync.OnceValues(func() (string, error) {
+	if *otherAgent != "" {
+		return *otherAgent, nil
+	}
+	return build("jitgate", "")
+})
 
 // build builds jitgate with linker flags.
 func build(name, ldflags string) (string, error) { return buildPackage(name, "", "-ldflags", ldflags) }

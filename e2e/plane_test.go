@@ -30,7 +30,12 @@ import (
 )
 
 // jitgateControl is the control plane's program.
-var jitgateControl = sync.OnceValues(func() (string, error) { return buildPackage("jitgate-control", "/cmd/jitgate-control") })
+var jitgateControl = sync.OnceValues(func() (string, error) {
+	if *otherControl != "" {
+		return *otherControl, nil
+	}
+	return buildPackage("jitgate-control", "/cmd/jitgate-control")
+})
 
 // control4 is where the control plane of a host's tests listens, outside.
 const control4 = "10.77.0.4"
