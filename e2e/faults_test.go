@@ -90,11 +90,7 @@ func guarded(t *testing.T) (h *host, p *plane, admin string, stop func()) {
 func (p *plane) stands(token, want string) {
 	p.t.Helper()
 	c := p.sdk(token, "")
-	last := ""
-	until(p.t, 6*patience, "the request should be "+want, func() bool {
-		last = portState(p.t, c, 22)
-		return last == want
-	})
+	until(p.t, 6*patience, "the request should be "+want, func() bool { return portState(p.t, c, 22) == want })
 }
 
 // Nothing passes between a host and its control plane. What is open ends on
