@@ -132,24 +132,23 @@ func (l *Line) newest(ctx context.Context) (at position, err error) {
 	return at, err
 }
 
-// follow deals with what was committed since, and returns the position behind it.
+// follow deals with what was committed since, and returns the position behind
+// it. Who was sent away comes first: a revoked agent gets no document that was
+// committed after that.
 func (l *Line) follow(ctx context.Context, at position) (position, error) {
 	for {
 		var documents []control.Document
 		var lines []control.Activity
 		err := l.Store.View(ctx, func(tx control.Tx) (err error) {
-			if documents, err = tx.DocumentsAfter(at.documents, pageSize); err != nil {
-				return err
-			}
 			lines, err = tx.Activity(control.ActivityFilter{After: at.activity, Limit: pageSize})
+			if err != nil || len(lines) == pageSize {
+				return err // documents wait for the rest
+			}
+			documents, err = tx.DocumentsAfter(at.documents, pageSize)
 			return err
 		})
 		if err != nil {
 			return at, err
-		}
-		for _, d := range documents {
-			at.documents = d.Seq
-			l.push(d)
 		}
 		for _, a := range lines {
 			if strings.HasPrefix(a.Event, "host.") || strings.HasPrefix(a.Event, "vm.") {
@@ -158,6 +157,10 @@ func (l *Line) follow(ctx context.Context, at position) (position, error) {
 				}
 			}
 			at.activity = a.Seq
+		}
+		for _, d := range documents {
+			at.documents = d.Seq
+			l.push(d)
 		}
 		if len(documents) < pageSize && len(lines) < pageSize {
 			return at, nil

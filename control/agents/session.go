@@ -99,10 +99,11 @@ func (s *session) close() {
 }
 
 // offer puts a document into the queue, in place of an older one of its type.
+// Who was sent away gets none.
 func (s *session) offer(d *document) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.wants(d) {
+	if s.ctx.Err() != nil || !s.wants(d) {
 		return
 	}
 	k := s.kind(d.Type)
