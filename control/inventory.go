@@ -107,7 +107,7 @@ type VMFilter struct {
 	Search string // part of the id, letter case ignored
 	After  string // Key of the last one of the page before
 	Limit  int    // 0: no limit
-	// Silent are those whose agent was not heard of since, and those without.
+	// Silent are those whose agent was not heard of after it, and those without.
 	Silent time.Time
 }
 

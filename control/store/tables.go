@@ -451,7 +451,7 @@ func (s *store) vms(f control.VMFilter) (string, []any) {
 		q.and("id > ?", fold(f.After))
 	}
 	if !f.Silent.IsZero() {
-		q.and("seen < ?", nanos(f.Silent))
+		q.and("seen <= ?", nanos(f.Silent))
 	}
 	return "SELECT seen, doc FROM vm" + q.conditions() + " ORDER BY id" + limited(f.Limit), q.args
 }

@@ -664,8 +664,8 @@ func lastSeen(t *testing.T, s control.Store) {
 		})
 		return list
 	}
-	same(t, silent(7), "bare")
-	same(t, silent(8), "bare vm")
+	same(t, silent(6), "bare")
+	same(t, silent(7), "bare vm")
 }
 
 func joinsAndTokens(t *testing.T, s control.Store) {
