@@ -11,7 +11,7 @@ import (
 func openSSH(name string) (string, error) {
 	path, err := exec.LookPath(name)
 	if err != nil {
-		return "", fmt.Errorf("there is no %s here, install OpenSSH's client: %w", name, err)
+		return "", fmt.Errorf("there is no %s here (%w): install OpenSSH's client", name, err)
 	}
 	return path, nil
 }
