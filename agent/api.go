@@ -101,8 +101,7 @@ var confined = map[string]string{loginsUser: "/v1/logins", metricsUser: "/metric
 // confine keeps a confined user to his path.
 func confine(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		by, _ := r.Context().Value(callerKey{}).(caller)
-		name := by.user()
+		name := callerOf(r).user()
 		if path, ok := confined[name]; ok && r.URL.Path != path {
 			http.Error(w, fmt.Sprintf("%s may ask for %s alone", name, path), http.StatusForbidden)
 			return

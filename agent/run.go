@@ -144,12 +144,16 @@ func (a *Agent) logProblem(before, now error) {
 	}
 }
 
+// headersWithin is how long whoever connects may take to ask. A machine that is
+// starved takes seconds between the two.
+const headersWithin = 30 * time.Second
+
 func (a *Agent) serve() (stop func(), err error) {
 	l, err := local.Listen(a.Settings.Socket)
 	if err != nil {
 		return nil, err
 	}
-	server := &http.Server{Handler: a.handler(), ConnContext: withCaller, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	server := &http.Server{Handler: a.handler(), ConnContext: withCaller, ReadHeaderTimeout: headersWithin, IdleTimeout: time.Minute}
 	go server.Serve(l) // returns when it is closed
 	return func() { server.Close() }, nil
 }

@@ -54,9 +54,12 @@ func pack(name, program string) (map[string][]byte, error) {
 		if err := os.MkdirAll(dist, 0o755); err != nil {
 			return nil, err
 		}
-		// Nobody runs the foreign one: that it is none does not matter.
-		if err := os.Link(program, filepath.Join(dist, name+"-linux-"+turn.arch)); err != nil && !errors.Is(err, os.ErrExist) {
-			return nil, err
+		// The one of this machine is asked for its pages. Nobody runs the foreign
+		// one: that it is none does not matter.
+		for _, arch := range []string{runtime.GOARCH, turn.arch} {
+			if err := os.Link(program, filepath.Join(dist, name+"-linux-"+arch)); err != nil && !errors.Is(err, os.ErrExist) {
+				return nil, err
+			}
 		}
 		cmd := exec.Command("packaging/package.sh", dist, turn.version, turn.arch)
 		cmd.Dir = ".."
