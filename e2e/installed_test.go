@@ -387,7 +387,7 @@ func TestInstalled(t *testing.T) {
 		}
 	}
 	if kb > 20<<10 {
-		t.Errorf("with 1,000 openings the agent has %d kB", kb)
+		t.Errorf("with 1,000 openings the agent has %d kB:\n%s", kb, m.run("grep", "^Rss", "/proc/"+m.agent()+"/status"))
 	}
 	t.Logf("with 1,000 openings the agent has %d kB", kb)
 	same("beside a thousand")
