@@ -61,7 +61,9 @@ func build(name, ldflags string) (string, error) { return buildPackage(name, "",
 func buildPackage(name, below string, flags ...string) (string, error) {
 	path := filepath.Join(programs, name)
 	args := append([]string{"build", "-buildvcs=false", "-o", path}, flags...)
-	out, err := exec.Command("go", append(args, "github.com/jitgate/jitgate"+below)...).CombinedOutput()
+	cmd := exec.Command("go", append(args, "github.com/jitgate/jitgate"+below)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as the Makefile builds it, whoever runs the tests
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
