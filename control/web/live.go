@@ -31,8 +31,9 @@ const (
 
 // live follows a page: it is made anew whenever something was committed, as if
 // the browser had asked for it again, with the rights of that moment, and sent
-// if it is another one than before. What somebody may not see they are not
-// told to have changed.
+// if it is another one than before. The first is sent in any case: something
+// may have happened since the browser had its page, or lost the line. What
+// somebody may not see they are not told to have changed.
 func live(c *call) error {
 	at, err := url.Parse(c.query("at"))
 	if err != nil || at.Scheme != "" || at.Host != "" || !strings.HasPrefix(at.Path, Prefix) || path.Clean(at.Path) != at.Path || at.Path == livePath || strings.HasSuffix(at.Path, ".csv") {
@@ -49,7 +50,7 @@ func live(c *call) error {
 	beats := time.NewTicker(c.beat)
 	defer beats.Stop()
 	var last [sha256.Size]byte
-	for first := true; ; first = false {
+	for {
 		began := time.Now()
 		status, page := c.again(at)
 		cost := time.Since(began)
@@ -57,13 +58,12 @@ func live(c *call) error {
 		case status == http.StatusOK:
 			text := []byte(": alive\n\n")
 			if digest := sha256.Sum256(page); digest != last {
-				if last = digest; !first {
-					encoded, err := json.Marshal(string(page))
-					if err != nil {
-						return err
-					}
-					text = append(append([]byte("data: "), encoded...), "\n\n"...)
+				last = digest
+				encoded, err := json.Marshal(string(page))
+				if err != nil {
+					return err
 				}
+				text = append(append([]byte("data: "), encoded...), "\n\n"...)
 			}
 			if c.send(text) != nil {
 				return nil // the browser went away
