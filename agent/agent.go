@@ -88,6 +88,7 @@ type Agent struct {
 	have     firewall.Observed
 	known    bool // have is what the firewall holds
 	observed firewall.BootTime
+	wrote    []firewall.Port   // guarded by what this agent wrote last
 	applied  bool              // the first pass is through
 	stands   func()            // told when the guard is in place, by every pass; nil: nobody
 	drift    bool              // somebody else changed the guard, and it is not mended yet
@@ -473,7 +474,10 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	}
 	if problem != nil {
 		observe := plan.Observe && a.standing.Mode == Observe
-		plan = plan.ClosesOnly(a.have)
+		// Also where somebody has taken its rules away meanwhile.
+		have := a.have
+		have.Ports = firewall.Union(have.Ports, a.wrote)
+		plan = plan.ClosesOnly(have)
 		if observe { // root said so: who needs to get in does not wait for a disk
 			plan.Observe, plan.Trial = true, 0
 		}
@@ -491,6 +495,7 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 		}
 		a.have = firewall.Observed{Ruleset: plan.Apply(a.have.Ruleset), Intact: true}
 	}
+	a.wrote = a.have.Ports
 	for _, c := range plan.Open {
 		delete(a.passed, c.Door) // counted anew
 	}

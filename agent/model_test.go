@@ -1090,6 +1090,11 @@ func TestSchedulesThatFailed(t *testing.T) {
 			full mark
 			wait for=31s
 			reboot for=1s`,
+		"a narrower guard that is not on the disk, and rules taken away": `
+			full all
+			kernel conflict
+			policy one-port
+			sleep for=2s`,
 		"an end drawn anew": `
 			kernel dies-after
 			grant g2 source=10.0.0.1/32 port=22 from=-2m0s for=2m24s
