@@ -88,7 +88,7 @@ type Agent struct {
 	have     firewall.Observed
 	known    bool // have is what the firewall holds
 	observed firewall.BootTime
-	wrote    []firewall.Port   // guarded by what this agent wrote last
+	wrote    []firewall.Port   // guarded by what this agent wrote last, or one before it
 	applied  bool              // the first pass is through
 	stands   func()            // told when the guard is in place, by every pass; nil: nobody
 	drift    bool              // somebody else changed the guard, and it is not mended yet
@@ -190,7 +190,7 @@ func (a *Agent) Load() {
 			_ = a.admit(Trust, before[Trust])
 		}
 	}
-	a.former = a.docs.raw[Trust]
+	a.former, a.wrote = a.docs.raw[Trust], a.guarded()
 	for k := range kinds {
 		// A newer document than the mark: saved just before a crash, or the
 		// mark is lost. It is judged as if it were delivered now.
@@ -466,6 +466,9 @@ func drifted(before, have firewall.Observed, now firewall.BootTime) bool {
 func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, events []audit.Event) error {
 	story := a.narrate(plan, w)
 	problem := errors.Join(a.unread, a.saveErr)
+	if len(a.install.told) > 0 { // the record took nothing in this pass
+		problem = also(problem, a.install.err)
+	}
 	if problem == nil {
 		// Together: an opening waits for one fsync.
 		problem = a.recordIntents(ctx, events, story.intents)

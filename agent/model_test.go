@@ -1095,6 +1095,16 @@ func TestSchedulesThatFailed(t *testing.T) {
 			kernel conflict
 			policy one-port
 			sleep for=2s`,
+		"the same, and the agent that had written them is gone": `
+			kernel conflict
+			full all
+			kill
+			policy one-port`,
+		"a clone that can record nothing, and a flush": `
+			grant g1 source=10.0.0.2/32 port=22 from=-3m35s for=4m13s
+			full all
+			cloned
+			flush all for=33s`,
 		"an end drawn anew": `
 			kernel dies-after
 			grant g2 source=10.0.0.1/32 port=22 from=-2m0s for=2m24s
