@@ -477,10 +477,10 @@ func (a *Agent) carryOut(ctx context.Context, plan firewall.Plan, w wanted, even
 	}
 	if problem != nil {
 		observe := plan.Observe && a.standing.Mode == Observe
-		// Also where somebody has taken its rules away meanwhile.
-		have := a.have
-		have.Ports = firewall.Union(have.Ports, a.wrote)
-		plan = plan.ClosesOnly(have)
+		if plan = plan.ClosesOnly(a.have); plan.Rules {
+			// Also where somebody has taken the rules away meanwhile.
+			plan.Ports = firewall.Union(plan.Ports, a.wrote)
+		}
 		if observe { // root said so: who needs to get in does not wait for a disk
 			plan.Observe, plan.Trial = true, 0
 		}
