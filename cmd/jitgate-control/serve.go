@@ -409,6 +409,10 @@ func until(name, help string, end func() time.Time) prometheus.Collector {
 // run serves until ctx ends, and then stops in order: it says that it is not
 // ready, takes no new calls, tells agents, lets calls finish, ends streams.
 func (sv *server) run(ctx context.Context, listener net.Listener, ready func(), again func() (settings, error)) error {
+	// From the start: whoever sees the server serve may tell it to reload.
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, reloadSignal)
+	defer signal.Stop(reload)
 	if err := sv.tickets.apply(ctx, sv.tls); err != nil {
 		return err
 	}
@@ -438,7 +442,7 @@ func (sv *server) run(ctx context.Context, listener net.Listener, ready func(), 
 	task("engine", behind, sv.engine.Run)
 	task("layers", behind, sv.engine.RunLayers)
 	task("agents", lines, sv.line.Run)
-	task("certificate", behind, func(ctx context.Context) error { return sv.keepFresh(ctx, again) })
+	task("certificate", behind, func(ctx context.Context) error { return sv.keepFresh(ctx, reload, again) })
 	task("commands", behind, func(ctx context.Context) error { return sv.serveCommands(ctx, socket) })
 	g.Go(func() error {
 		if err := sv.http.Serve(tls.NewListener(listener, sv.tls)); !errors.Is(err, http.ErrServerClosed) {
@@ -477,10 +481,7 @@ func (sv *server) run(ctx context.Context, listener net.Listener, ready func(), 
 }
 
 // keepFresh renews what gets old while the server runs, and takes SIGHUPs.
-func (sv *server) keepFresh(ctx context.Context, again func() (settings, error)) error {
-	reload := make(chan os.Signal, 1)
-	signal.Notify(reload, reloadSignal)
-	defer signal.Stop(reload)
+func (sv *server) keepFresh(ctx context.Context, reload <-chan os.Signal, again func() (settings, error)) error {
 	days := time.NewTicker(24 * time.Hour)
 	defer days.Stop()
 	certificates := time.NewTicker(certificateCheck)
