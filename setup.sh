@@ -52,6 +52,7 @@ need jq jq
 need xz xz-utils
 need lintian lintian
 need rpmlint rpmlint
+need rpm rpm
 need apt-ftparchive apt-utils
 need createrepo_c createrepo-c
 need gpg gpg
