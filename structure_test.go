@@ -66,7 +66,7 @@ var mayImport = map[string][]string{
 	"packaging/windows/resource": {"audit"},
 
 	"e2e":         {},
-	"bench/fleet": {"audit", "control", "control/signer", "control/store", "fetch", "policy", "uplink"},
+	"bench/fleet": {"audit", "control", "control/signer", "control/store", "control/store/storetest", "fetch", "policy", "uplink"},
 	"bench":       {"agent", "audit", "control", "control/store", "control/store/storetest", "firewall", "firewall/nft", "policy"},
 }
 

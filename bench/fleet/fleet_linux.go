@@ -19,6 +19,7 @@ import (
 
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/control/store"
+	"github.com/jitgate/jitgate/control/store/storetest"
 	"github.com/jitgate/jitgate/policy"
 	"github.com/jitgate/jitgate/uplink"
 )
@@ -74,12 +75,15 @@ func measure(ctx context.Context, o options) (r figures, err error) {
 	}
 	database := ""
 	if o.store == "postgres" {
-		pg, err := startPostgres()
+		// As PostgreSQL is by itself, durability and all.
+		pg, err := storetest.StartServer("shared_buffers=128MB", "wal_level=replica", "max_wal_size=1GB")
 		if err != nil {
 			return r, err
 		}
-		defer pg.stop()
-		database = pg.dsn
+		defer pg.Close()
+		if database, err = pg.CreateDatabase(ctx); err != nil {
+			return r, err
+		}
 	}
 	f := &fleet{o: o, ledger: &ledger{}, quiet: hclog.NewNullLogger()}
 	if f.server, err = newServer(o.control, dir, database); err != nil {
