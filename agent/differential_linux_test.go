@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,11 +26,10 @@ import (
 // which the guard let through: a datagram by its number, a SYN by the number in
 // the answer.
 type tap struct {
+	arrivals
 	t    *testing.T
 	out  map[bool]*net.UDPConn // by whether IPv6
 	raw  map[netip.Addr]int
-	mu   sync.Mutex
-	got  map[uint32]bool
 	next uint32
 }
 
@@ -47,7 +45,7 @@ var twinProbed = []uint16{3001, 3002, 3003, 3004, 3005}
 var twinSources = []netip.Addr{netip.MustParseAddr("10.64.0.1"), netip.MustParseAddr("10.64.0.2"), netip.MustParseAddr("10.64.0.3"), netip.MustParseAddr("fd64::1"), netip.MustParseAddr("fd64::2")}
 
 func newTap(t *testing.T, pair fwtest.Pair) *tap {
-	p := &tap{t: t, out: map[bool]*net.UDPConn{}, raw: map[netip.Addr]int{}, got: map[uint32]bool{}}
+	p := &tap{arrivals: arrivals{got: map[uint32]bool{}}, t: t, out: map[bool]*net.UDPConn{}, raw: map[netip.Addr]int{}}
 	fwtest.In(t, pair.VM, func() {
 		for _, network := range []string{"udp4", "udp6"} {
 			for _, port := range append([]uint16{openPort}, twinProbed...) {
@@ -131,28 +129,6 @@ func (p *tap) openRaw(a netip.Addr) int {
 		}
 	}()
 	return fd
-}
-
-func (p *tap) passed(n uint32) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.got[n] = true
-}
-
-func (p *tap) has(n uint32) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.got[n]
-}
-
-// reaches waits for a packet.
-func (p *tap) reaches(n uint32, patience time.Duration) bool {
-	for end := time.Now().Add(patience); !p.has(n); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			return false
-		}
-	}
-	return true
 }
 
 // send sends a packet and returns its number.

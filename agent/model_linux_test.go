@@ -58,10 +58,37 @@ type round struct {
 
 // cable sends single packets from any source and tells which arrived.
 type cable struct {
+	arrivals
 	out  *net.UDPConn
-	mu   sync.Mutex
-	got  map[uint32]bool
 	next uint32
+}
+
+// arrivals are the numbers of the packets that passed the guard.
+type arrivals struct {
+	mu  sync.Mutex
+	got map[uint32]bool
+}
+
+func (a *arrivals) passed(n uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.got[n] = true
+}
+
+func (a *arrivals) has(n uint32) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.got[n]
+}
+
+// reaches waits for a packet.
+func (a *arrivals) reaches(n uint32, patience time.Duration) bool {
+	for end := time.Now().Add(patience); !a.has(n); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
 }
 
 // openPort is never guarded: what arrives there was sent after the rest.
@@ -70,7 +97,7 @@ const openPort = 7
 var kernelPorts = []uint16{3001, 3002, 3003, 3004, 3005, 3006, 3007, 3008}
 
 func newCable(t *testing.T, pair fwtest.Pair) *cable {
-	c := &cable{got: map[uint32]bool{}}
+	c := &cable{arrivals: arrivals{got: map[uint32]bool{}}}
 	fwtest.In(t, pair.VM, func() {
 		for _, port := range append([]uint16{openPort}, kernelPorts...) {
 			in, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(fwtest.VM4), Port: int(port)})
@@ -85,9 +112,7 @@ func newCable(t *testing.T, pair fwtest.Pair) *cable {
 						return
 					}
 					if n == 4 {
-						c.mu.Lock()
-						c.got[binary.BigEndian.Uint32(b)] = true
-						c.mu.Unlock()
+						c.passed(binary.BigEndian.Uint32(b))
 					}
 				}
 			}()
@@ -112,22 +137,6 @@ func (c *cable) send(t *testing.T, from netip.Addr, port uint16) uint32 {
 		t.Fatalf("send from %s: %v", from, err)
 	}
 	return c.next
-}
-
-func (c *cable) has(n uint32) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.got[n]
-}
-
-// reaches waits for a packet.
-func (c *cable) reaches(n uint32, patience time.Duration) bool {
-	for end := time.Now().Add(patience); !c.has(n); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			return false
-		}
-	}
-	return true
 }
 
 // settled waits until the guard has judged every packet sent so far.
