@@ -63,7 +63,7 @@ type platform struct {
 // it. warn is told what failed although the guard stands.
 func Open(now func() firewall.BootTime, warn func(error)) (*Backend, error) {
 	e := &platform{}
-	// Each answers, or it is not there: a stub opens and then can do nothing.
+	// Each answers, or it is not there: Wine's opens and then can do nothing.
 	if _, err := e.Filters(); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
