@@ -16,7 +16,7 @@ export GOFLAGS = -buildvcs=false
 export PATH := $(shell ./setup.sh path):$(PATH)
 GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
 
-.PHONY: help setup build test model race fuzz bench bench-fleet lists demo play screenshots lint cross check package msi pkglint repo e2e e2e-vm e2e-wine clean
+.PHONY: help setup build test model race fuzz bench bench-fleet lists demo play screenshots lint cross check package msi pkglint repo machines e2e e2e-vm e2e-wine clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -27,7 +27,12 @@ setup: ## install what the other targets need (Go, nftables, sshd, PostgreSQL, N
 build: setup ## build bin/jitgate and bin/jitgate-control for this machine
 	$(GO_BUILD) -o bin/ . ./cmd/jitgate-control
 
-test: build ## run every test; as root this includes those on the real kernel
+# The root directories of the machines that boot, made before the tests and
+# not beside them: whoever writes a gigabyte holds up everybody's fsync.
+machines: setup
+	@if [ "$$(id -u)" = 0 ]; then ./e2e/machine.sh && ./e2e/neighbours.sh; fi
+
+test: build machines ## run every test; as root this includes those on the real kernel
 	go test -timeout 30m $(TESTFLAGS) ./...
 
 model: setup ## SCHEDULES random schedules (100,000) of the agent against an oracle
@@ -95,7 +100,7 @@ pkglint: package ## hold the packages against lintian and rpmlint
 repo: package ## signed repositories for apt and dnf in dist/repo, with KEY as gpg --local-user takes it
 	@./packaging/repo.sh dist "$(KEY)"
 
-e2e: build ## the installed host: the packages on machines that boot
+e2e: build machines ## the installed host: the packages on machines that boot
 	go test -timeout 30m -count=1 -v -run 'TestInstalled|TestBoots|TestProvision|TestPackages|TestRepository' ./e2e
 
 # It is no part of check: an emulated machine takes its time.

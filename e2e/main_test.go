@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -26,8 +28,9 @@ func TestMain(m *testing.M) {
 	chosen := false
 	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
 	if !chosen {
-		// The tests wait for ends to come, more than they compute.
-		flag.Set("test.parallel", "8")
+		// The tests wait for ends to come, more than they compute; but a
+		// machine that boots does not wait.
+		flag.Set("test.parallel", strconv.Itoa(min(8, 2*runtime.NumCPU())))
 	}
 	var err error
 	if programs, err = os.MkdirTemp("", "jitgate-e2e-"); err != nil {
@@ -106,7 +109,7 @@ func lastLines(path string) string {
 
 // patience bounds every wait for something that should come at once: long
 // enough for a machine under load.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // until waits for done, and fails the test if it does not come in time.
 func until(t *testing.T, within time.Duration, what string, done func() bool) {
