@@ -3,11 +3,12 @@
 #
 #   ./setup.sh        install what is missing (Debian, Ubuntu; as root)
 #   ./setup.sh vm     and what make e2e-vm needs
-#   ./setup.sh path   print the directory of the Go that will be used
+#   ./setup.sh path   print where the Go is that will be used, and other tools, as PATH has it
 set -eu
 
 go=1.26.8
-own=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/jitgate/go$go
+cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/jitgate
+own=$cache/go$go
 
 # recent DIRECTORY: is there a Go in it that can build this module?
 recent() {
@@ -32,7 +33,7 @@ found() {
 }
 
 if [ "${1:-}" = path ]; then
-	found
+	echo "$(found):$cache/bin"
 	exit
 fi
 
@@ -118,6 +119,20 @@ if [ -n "$want$postgres" ]; then
 		echo "setup: install Node 18 or newer by hand: this system's is $(node --version)" >&2
 		exit 1
 	fi
+fi
+# Its package would enable a daemon and bring a web page: one program is wanted.
+if ! command -v promtool >/dev/null && [ ! -x "$cache/bin/promtool" ] && [ "$(id -u)" = 0 ]; then
+	echo "setup: fetching promtool into $cache/bin"
+	mkdir -p "$cache/bin"
+	(
+		tmp=$(mktemp -d)
+		trap 'rm -rf "$tmp"' EXIT
+		chmod 755 "$tmp" # apt fetches as a user of its own
+		cd "$tmp"
+		apt-get download -qq prometheus >/dev/null 2>&1 || { apt-get update -qq && apt-get download -qq prometheus; }
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool
+		mv usr/bin/promtool "$cache/bin/"
+	)
 fi
 if ! recent "$go_dir"; then
 	case $(uname -m) in

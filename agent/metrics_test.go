@@ -160,10 +160,14 @@ func TestMetricsOfTheExamples(t *testing.T) {
 			t.Errorf("panel %q asks for nothing", p.Title)
 		}
 	}
-	// Where the machine has it, what is written for Prometheus is shown to it.
+	// What is written for Prometheus is shown to it; setup.sh fetches promtool.
 	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		return
+	switch {
+	case err == nil:
+	case os.Getenv("JITGATE_CI") != "":
+		t.Fatal(err)
+	default:
+		t.Skip(err)
 	}
 	lint := exec.Command(promtool, "check", "metrics")
 	lint.Stdin = strings.NewReader(offered)
