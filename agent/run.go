@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/http"
 	"runtime/debug"
+	runtimemetrics "runtime/metrics"
 	"slices"
 	"sync"
 	"time"
@@ -75,6 +76,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 
 	rest := time.NewTimer(restAfter)
 	defer rest.Stop()
+	var given uint64 // what had been allocated when memory was given back last
 	heads := time.NewTicker(headEvery)
 	defer heads.Stop()
 	a.tellHead(ctx)
@@ -110,7 +112,10 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 			a.tellHead(ctx)
 			continue
 		case <-rest.C:
-			debug.FreeOSMemory()
+			if n := allocated(); n-given >= worthGiving {
+				given = n
+				debug.FreeOSMemory()
+			}
 			continue
 		case <-wake.C:
 			watch.renew()
@@ -133,6 +138,19 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 // restAfter is how long after a pass the memory it took is given back to the
 // system: the runtime would keep it for work that does not come.
 const restAfter = 2 * time.Second
+
+// worthGiving is how many bytes have to have been allocated for that: giving
+// back wakes the threads of the collector, which a pass that found nothing to
+// do is not worth.
+const worthGiving = 1 << 20
+
+// allocated returns how many bytes this process has allocated so far, those
+// it has freed included.
+func allocated() uint64 {
+	s := []runtimemetrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	runtimemetrics.Read(s)
+	return s[0].Value.Uint64()
+}
 
 // logProblem logs a problem when it begins and when it ends, not every second.
 func (a *Agent) logProblem(before, now error) {
