@@ -256,7 +256,7 @@ func (c *container) try(words ...string) (string, error) {
 	inside := []string{"--target", fmt.Sprint(leader), "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd", "--"}
 	cmd := exec.CommandContext(ctx, "nsenter", append(inside, words...)...)
 	cmd.Env = environment
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = patience
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
