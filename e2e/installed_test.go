@@ -105,10 +105,14 @@ func (m *installed) allow(grants ...object) {
 	m.becomes("the list should be in force", func(s status) bool { return s.document("grants").Version == uint64(m.version) })
 }
 
-// ssh is a real client, from a source to the machine.
+// ssh is a real client, from a source to the machine's address of its family.
 func (m *installed) ssh(source string, command ...string) *exec.Cmd {
+	target := vm4
+	if strings.Contains(source, ":") {
+		target = vm6
+	}
 	return exec.Command("ssh", append([]string{"-F", "none", "-b", source, "-i", m.path("id"), "-o", "BatchMode=yes", "-o", "ConnectTimeout=60",
-		"-o", "ConnectionAttempts=1", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "root@" + vm4}, command...)...)
+		"-o", "ConnectionAttempts=1", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "root@" + target}, command...)...)
 }
 
 // getsIn requires that ssh gets in.

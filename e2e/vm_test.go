@@ -438,6 +438,8 @@ func TestVM(t *testing.T) {
 	ends := []time.Time{m.end("g1"), m.end("g2")}
 	v.cut()
 	v.plugIn()
+	m.reachable()
+	m.runs("ssh")
 	m.becomes("the agent should guard as before", func(s status) bool { return s.Mode == "enforce" && s.Intact && s.isOpen("g1") && s.isOpen("g2") })
 	m.getsIn(alice6)
 	m.isClosed(ways("22/tcp", bob4, bob6))
