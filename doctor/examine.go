@@ -194,10 +194,16 @@ func (e *examination) guardMore(ports ...string) string {
 // agent says how the agent and its settings are.
 func (e *examination) agent() {
 	s := e.Settings
+	own := func(text, onWindows string) string {
+		if e.Windows != nil {
+			return onWindows
+		}
+		return text
+	}
 	switch {
 	case s.Missing:
 		e.add(Problem, NoSettings, fmt.Sprintf("There are no settings (%s): jitgate is not set up here.", s.Path), "What follows assumes the defaults: port 22, mode observe.",
-			fmt.Sprintf("Write them; one line, host_id = \"…\", is enough: `${EDITOR:-vi} %s`", s.Path))
+			fmt.Sprintf("Write them; one line, host_id = \"…\", is enough: `%s %s`", own("${EDITOR:-vi}", "notepad"), s.Path))
 	case s.Broken != "":
 		e.add(Problem, SettingsRefused, "The settings are not taken: the agent would not start.", s.Broken, "Mend what is named there.")
 	}
@@ -209,7 +215,7 @@ func (e *examination) agent() {
 		e.add(Problem, SettingsWritable, fmt.Sprintf("Others than root may write %s, and so turn the guard off.", s.Writable), "", do)
 	}
 	if !s.Missing && s.Broken == "" && !s.Pinned {
-		e.add(Problem, NoTrustPin, "No trust document is pinned: none is taken, and nothing opens.", "", "As root, with the realm's first trust document: `jitgate trust install trust.json`")
+		e.add(Problem, NoTrustPin, "No trust document is pinned: none is taken, and nothing opens.", "", own("As root", "As administrator")+", with the realm's first trust document: `jitgate trust install trust.json`")
 	}
 	if s.HostRefused != "" {
 		e.add(Warning, HostFileRefused, "host.json is not used: this host goes by its machine id, and documents for its cloud's id are refused.", s.HostRefused,
@@ -220,28 +226,21 @@ func (e *examination) agent() {
 	case a.Running:
 		e.add(OK, AgentAnswers, "The agent runs and answers.", a.Firewall, nothing)
 	case a.Why != "":
-		do := "Run it as root: `sudo jitgate doctor`"
-		if e.Windows != nil {
-			do = "Run it as administrator."
-		}
+		do := own("Run it as root: `sudo jitgate doctor`", "Run it as administrator.")
 		if e.Root {
 			do = "Look at what the agent's log says, and ask again: `jitgate status`"
 		}
 		e.add(Warning, AgentNotAsked, "The agent could not be asked.", a.Why, do)
 	case !s.Missing && s.Broken == "":
 		e.add(Problem, AgentNotRunning, "No agent is running: no grant opens anything.", "What was guarded stays guarded, and what is open closes on time.",
-			fmt.Sprintf("Start it: `jitgate agent run --config %s`", s.Path))
+			own(fmt.Sprintf("Start it: `jitgate agent run --config %s`", s.Path), "Start its service: `net start jitgate`"))
 	}
 	switch {
 	case s.Missing || s.Broken != "":
 	case e.Mode == off:
 		e.add(Warning, ModeOff, "The guard was disarmed: nothing is closed.", "", "Bring it back, on trial first: `jitgate arm`")
 	case e.Mode == observe:
-		what := "The guard only counts what it would drop (mode observe): the ports are not closed."
-		if e.Windows != nil {
-			what = "The guard drops nothing (mode observe): the ports are not closed."
-		}
-		e.add(Warning, ModeObserve, what, "",
+		e.add(Warning, ModeObserve, own("The guard only counts what it would drop", "The guard drops nothing")+" (mode observe): the ports are not closed.", "",
 			"Once the grants you need are there, close them, on trial first: `jitgate arm`")
 	case e.Trial > 0:
 		e.add(Warning, ModeTrial, fmt.Sprintf("The guard drops on trial: unless somebody confirms, that ends in %s.", e.Trial.Round(time.Second)), "",

@@ -175,6 +175,8 @@ func TestExamine(t *testing.T) {
 		"Windows, nothing guarded": {onWindows(func(f *Facts) { f.Guarded = nil }), []want{{Warning, NoPortGuarded, "22/tcp"}}},
 		"Windows, guard changed":   {onWindows(func(f *Facts) { f.Agent.Intact = false }), []want{{Problem, GuardNotIntact, "guard.drift"}}},
 		"Windows Firewall off":     {onWindows(func(f *Facts) { f.Windows.Policy.Profiles[1].On = false }), []want{{Note, WindowsOff, "off on private"}}},
+		"Windows, not set up":      {onWindows(func(f *Facts) { f.Settings.Missing, f.Agent, f.Mode = true, Agent{}, observe }), []want{{Problem, NoSettings, "`notepad "}}},
+		"Windows, no agent":        {onWindows(func(f *Facts) { f.Settings.Pinned, f.Agent = false, Agent{} }), []want{{Problem, NoTrustPin, "As administrator"}, {Problem, AgentNotRunning, "`net start jitgate`"}}},
 		"off on another network":   {onWindows(func(f *Facts) { f.Windows.Policy.Profiles[2].On = false }), nil},
 		"blocks everything":        {onWindows(func(f *Facts) { f.Windows.Policy.Profiles[1].BlocksAll = true }), []want{{Problem, WindowsBlocksAll, "private"}}},
 		"a rule blocks":            {onWindows(windowsRule(winfw.PolicyRule{Name: "no SSH", Block: true, Protocol: 6, Ports: "20-25"})), []want{{Problem, WindowsBlocks, "no SSH"}}},
