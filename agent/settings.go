@@ -189,7 +189,8 @@ func LoadSettings(path string) (Settings, error) {
 }
 
 // ParseSettings checks the text of a settings file. Its errors begin with the
-// line they are about, or with a space where there is none.
+// line they are about, or with a space where there is none. Editors of Windows
+// put a byte order mark before it.
 func ParseSettings(text []byte) (Settings, error) {
 	raw := settingsTOML{
 		Mode:     string(Observe),
@@ -199,7 +200,7 @@ func ParseSettings(text []byte) (Settings, error) {
 		Socket:   defaultSocket,
 		Audit:    auditTOML{FileMiB: audit.DefaultFull >> 20, KeepMiB: defaultKeepMiB},
 	}
-	decoder := toml.NewDecoder(strings.NewReader(string(text))).DisallowUnknownFields()
+	decoder := toml.NewDecoder(strings.NewReader(strings.TrimPrefix(string(text), "\ufeff"))).DisallowUnknownFields()
 	if err := decoder.Decode(&raw); err != nil {
 		return Settings{}, locate(err)
 	}

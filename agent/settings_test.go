@@ -62,6 +62,10 @@ poll_interval = "5s"
 	if s, err := ParseSettings([]byte(`host_id = "a"`)); err != nil || s.Control != nil {
 		t.Errorf("%+v, %v", s.Control, err)
 	}
+	// As editors of Windows write it.
+	if s, err := ParseSettings([]byte("\ufeffhost_id = \"a\"\r\n[control]\r\nurl = \"https://b\"\r\n")); err != nil || s.Control == nil || s.Control.URL != "https://b" {
+		t.Errorf("%+v, %v", s.Control, err)
+	}
 	// Written before jitgate enroll, which adds the url.
 	if s, err := ParseSettings([]byte("host_id = \"a\"\n[control]\n")); err != nil || s.Control == nil || s.Control.URL != "" {
 		t.Errorf("%+v, %v", s.Control, err)

@@ -211,7 +211,7 @@ func editControl(text, url, ca string) (edited string, ok bool) {
 	return edited, reflect.DeepEqual(was, now)
 }
 
-var controlLine = regexp.MustCompile(`(?m)^[ \t]*\[[ \t]*control[ \t]*\][ \t]*(#.*)?$`)
+var controlLine = regexp.MustCompile(`(?m)^[ \t]*\[[ \t]*control[ \t]*\][ \t]*(#.*)?\r?$`)
 
 // setControl sets a name in the table [control] of a settings text.
 func setControl(text, name, value string) string {

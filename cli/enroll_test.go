@@ -16,8 +16,9 @@ func TestSetControl(t *testing.T) {
 		"[control]\n":                  "[control]\n" + url + "\n",
 		"[ control ] # mine\nca = 1\n": "[ control ] # mine\n" + url + "\nca = 1\n",
 		"a=1\n[control]\nurl = 'x' #y\n#z\n[other]\nurl = 2\n": "a=1\n[control]\n" + url + "\n#z\n[other]\nurl = 2\n",
-		"[other]\nurl = 1\n":            "[other]\nurl = 1\n\n[control]\n" + url + "\n",
-		"url = 0\n[control]\n[other]\n": "url = 0\n[control]\n" + url + "\n[other]\n",
+		"a=1\r\n[control]\r\nca = 1\r\n":                       "a=1\r\n[control]\r\n" + url + "\nca = 1\r\n",
+		"[other]\nurl = 1\n":                                   "[other]\nurl = 1\n\n[control]\n" + url + "\n",
+		"url = 0\n[control]\n[other]\n":                        "url = 0\n[control]\n" + url + "\n[other]\n",
 	} {
 		if got := setControl(in, "url", "https://c"); got != want {
 			t.Errorf("%q\nbecomes %q\nwant    %q", in, got, want)
