@@ -70,9 +70,11 @@ fi
 # What wixl leaves out.
 mend() { frozen msibuild "$out" "$@"; }
 # A version may be installed over itself: 512 is
-# msidbUpgradeAttributesVersionMaxInclusive.
-msiinfo export "$out" Upgrade | sed '/WIX_UPGRADE_DETECTED/s/\t1\t\t/\t513\t\t/' >"$stage/Upgrade.idt"
-grep -q 513 "$stage/Upgrade.idt"
+# msidbUpgradeAttributesVersionMaxInclusive. What is replaced is asked for by its
+# feature: REMOVE="Main" is no removal, where an installer makes it "ALL" by
+# itself (Windows) that one also says UPGRADINGPRODUCTCODE.
+msiinfo export "$out" Upgrade | sed '/WIX_UPGRADE_DETECTED/s/\t1\t\t/\t513\tMain\t/' >"$stage/Upgrade.idt"
+grep -q '513.Main' "$stage/Upgrade.idt"
 mend -i "$stage/Upgrade.idt"
 # The old product goes first, and all of it: right behind InstallInitialize.
 mend -q "UPDATE InstallExecuteSequence SET Sequence=1501 WHERE Action='RemoveExistingProducts'"
