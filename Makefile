@@ -109,6 +109,7 @@ e2e-vm: build ## the same in a Debian 12 under QEMU: its own kernel, real boots,
 	JITGATE_CI=1 go test -timeout 60m -count=1 -v -tags vm -run 'TestVM' ./e2e
 
 e2e-wine: setup ## the installer and the program under Wine, which has no firewall: see docs/windows.md
+	@./e2e/wine.sh >/dev/null
 	go test -tags wine -timeout 30m -count=1 -v -run 'TestWine' ./e2e
 
 clean: ## remove what was built

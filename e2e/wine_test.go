@@ -229,6 +229,7 @@ func installers(t *testing.T, into string) {
 // The whole life of an installation.
 func TestWineInstaller(t *testing.T) {
 	privileged(t, "wixl", "msibuild", "osslsigncode", "faketime", "mmdebstrap")
+	t.Parallel()
 	w := newWine(t)
 	installers(t, w.files)
 	before := w.traces()
@@ -356,6 +357,7 @@ func TestWineInstaller(t *testing.T) {
 // Commands that need no agent do on Windows what they do elsewhere.
 func TestWineCommands(t *testing.T) {
 	privileged(t, "mmdebstrap")
+	t.Parallel()
 	w := newWine(t)
 	build := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(w.files, "jitgate.exe"), "github.com/jitgate/jitgate")
 	build.Env = append(os.Environ(), "GOOS=windows", "GOARCH=amd64", "CGO_ENABLED=0")
@@ -405,6 +407,7 @@ var wineTests = []struct{ path, run, skip string }{
 // The tests of what is the same on every system, compiled for Windows.
 func TestWinePackages(t *testing.T) {
 	privileged(t, "mmdebstrap")
+	t.Parallel()
 	w := newWine(t)
 	if err := os.CopyFS(filepath.Join(w.files, "docs"), os.DirFS("../docs")); err != nil { // some are about a page
 		t.Fatal(err)
