@@ -137,7 +137,7 @@ func (f *recordFlags) read(ctx context.Context, take func(audit.Line) error) err
 func explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w: run this as root, or with --socket", err)
+		return fmt.Errorf("%w: %s, or with --socket", err, elevate)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: no record yet, or another directory: see --dir", err)
 	}

@@ -107,7 +107,7 @@ func writeHostID(h agent.HostFile, path string, why error) error {
 	}
 	err := h.Write(path)
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%w: run this as root", err)
+		return fmt.Errorf("%w: %s", err, elevate)
 	}
 	return err
 }

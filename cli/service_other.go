@@ -83,5 +83,8 @@ func systemLog(say func(what string, err error), instead func(audit.Entry)) *aud
 	return audit.NewJournal(audit.JournalSocket, say, instead)
 }
 
+// elevate says how a command gets the rights that it lacks.
+const elevate = "run this as root"
+
 // agentCommands are the commands of the agent that this platform has more.
 func agentCommands() []*cobra.Command { return nil }

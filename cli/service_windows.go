@@ -123,4 +123,7 @@ func systemLog(say func(what string, err error), instead func(audit.Entry)) *aud
 // agentCommands are the commands of the agent that this platform has more.
 func agentCommands() []*cobra.Command { return []*cobra.Command{newAgentSetup(), newAgentRemove()} }
 
-var errNotElevated = errors.New("this takes an administrator: run it in a prompt opened as administrator")
+// elevate says how a command gets the rights that it lacks.
+const elevate = "run this in a prompt opened as administrator"
+
+var errNotElevated = errors.New("this takes an administrator: " + elevate)

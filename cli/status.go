@@ -31,6 +31,9 @@ var errNoAgent = errors.New("no agent is running")
 // answer is decoded into out, unless they are nil.
 func callAgent(ctx context.Context, config, method, path string, in, out any) error {
 	settings, err := agent.LoadSettings(config)
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: %s", err, elevate)
+	}
 	if err != nil {
 		return err
 	}
@@ -57,7 +60,7 @@ func callAgent(ctx context.Context, config, method, path string, in, out any) er
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w behind %s: start it with jitgate agent run; what is guarded stays guarded meanwhile", errNoAgent, settings.Socket)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%s: permission denied: run this as root", settings.Socket)
+		return fmt.Errorf("%s: permission denied: %s", settings.Socket, elevate)
 	case err != nil:
 		return err
 	}

@@ -200,7 +200,7 @@ if (-not $AfterRestart) {
     Check 'it has its text' ($entry.Message -match '^\S+ version 1 is in force\s+\{.*"document\.admitted"')
 
     Step 'Who may ask' 'nobody who is no administrator'
-    Look 'In a prompt that is NOT elevated: jitgate status' 'an error that ends in: Access is denied'
+    Look 'In a prompt that is NOT elevated: jitgate status' 'an error that says: Access is denied, and to run this in a prompt opened as administrator'
     Look 'In a PowerShell that is NOT elevated: New-Object IO.Pipes.NamedPipeServerStream ''ProtectedPrefix\Administrators\other''' 'an error: access to the path is denied'
 
     Step 'Arms, and does not confirm' '3389 is closed to the second machine, and open again by itself after a minute'
