@@ -130,6 +130,9 @@ func configureServices() error {
 
 func configureService(m *mgr.Mgr, name string) error {
 	s, err := m.OpenService(name)
+	if errors.Is(err, windows.ERROR_SERVICE_DOES_NOT_EXIST) {
+		return nil // the program is from an archive
+	}
 	if err != nil {
 		return err
 	}

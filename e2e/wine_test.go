@@ -394,6 +394,12 @@ func TestWineCommands(t *testing.T) {
 	} {
 		w.fails(j+command, why)
 	}
+
+	// From an archive there are no services.
+	w.run(j + `agent setup --host-id ` + webName)
+	w.run("grep -q 'host_id = \"" + webName + "\"' $C/ProgramData/jitgate/agent.toml && test -d $C/ProgramData/jitgate/inbox")
+	w.run(j + `agent remove`)
+	w.run("test ! -e $C/ProgramData/jitgate")
 }
 
 // wineTests are the packages whose own tests run under Wine too. Those left out
