@@ -10,6 +10,14 @@ const evil = `done <img src=x onerror=alert(1)>"'</script><script>alert(2)</scri
 
 const state = (page) => page.locator("#state");
 
+const door = await (await context()).newPage();
+await door.goto(base + "/");
+await shot(door, "sign-in", { height: 420 });
+
+const door = await (await context()).newPage();
+await door.goto(base + "/");
+await shot(door, "sign-in", { height: 420 });
+
 // --- sign in, by keyboard alone ---
 const stranger = await (await context()).newPage();
 await stranger.goto(base + "/ui/vms?tab=NotConfigured");
@@ -128,6 +136,7 @@ await admin.getByText("1 × SecurityAdmin").waitFor();
 await check(admin, "approval");
 await alice.goto(base + "/ui/vm?id=" + encodeURIComponent(VM));
 await check(alice, "connect page");
+await shot(alice, "connect", { height: 720 });
 await alice.getByRole("link", { name: "Request access" }).click();
 await alice.getByRole("button", { name: "Open ports" }).click();
 await alice.locator("#why-error").waitFor();
@@ -139,6 +148,7 @@ const carol = await signedIn(CAROL);
 await carol.getByRole("link", { name: "Requests" }).click();
 await carol.getByRole("link", { name: "Waiting for approval" }).click();
 await check(carol, "waiting");
+await shot(carol, "waiting", { height: 420 });
 await carol.locator("#list a").first().click();
 await carol.getByLabel("Comment").fill("for an hour");
 await carol.getByLabel("For at most").selectOption("PT1H");
@@ -202,6 +212,7 @@ await given.waitFor({ state: "detached" });
 await admin.goto(base + "/ui/settings/signing");
 await admin.getByText("Nothing waits for a signature.").waitFor();
 await check(admin, "signing");
+await shot(admin, "signing", { height: 480 });
 await admin.goto(base + "/ui/settings/joining");
 await check(admin, "joining");
 // The command to join is copied, and a machine that uses it is gone from the
