@@ -46,9 +46,12 @@ type Tx interface {
 	PutRequest(Request) error
 
 	Document(vm string, t policy.Type) (Document, error)
+	// DocumentsOf are those of these machines, by Key, in the order of machine
+	// and type; of "", trust.
+	DocumentsOf(vms ...string) ([]Document, error)
 	// DocumentsAfter are those with a higher Seq, in its order.
 	DocumentsAfter(seq uint64, limit int) ([]Document, error)
-	PutDocument(Document) error
+	PutDocument(...Document) error
 	// GrantsDue are the grants documents of machines with open requests that
 	// were issued before t.
 	GrantsDue(t time.Time, limit int) ([]Document, error)

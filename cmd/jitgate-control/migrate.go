@@ -171,7 +171,7 @@ func copyRequests(r, w control.Tx) (n int, err error) {
 func copyDocuments(r, w control.Tx) (n int, err error) {
 	for after := uint64(0); ; {
 		page, err := r.DocumentsAfter(after, copyPage)
-		rows, err := each(page, err, w.PutDocument)
+		rows, err := each(page, err, func(d control.Document) error { return w.PutDocument(d) })
 		if n += rows; err != nil || rows == 0 {
 			return n, err
 		}

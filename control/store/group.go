@@ -144,7 +144,10 @@ func (s *store) lead() {
 // together runs a group in one transaction and commits it. It returns those
 // that have yet to run, because the transaction broke down before.
 func (s *store) together(group []*update) (rest []*update) {
-	whole, end := context.WithCancel(context.Background())
+	whole, end := context.Background(), func() {}
+	if s.breaksOff() {
+		whole, end = context.WithCancel(whole)
+	}
 	defer end()
 	conn, x, err := s.begin(whole, whole, end, s.writer)
 	if err == nil {

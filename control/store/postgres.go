@@ -198,6 +198,8 @@ func (e *postgresEngine) ping(ctx context.Context) error {
 
 // passing: whatever is not the server's own answer is a lost connection, and
 // some of its answers are about itself.
+func (e *postgresEngine) breaksOff() bool { return true }
+
 func (e *postgresEngine) passing(err error) bool {
 	if _, wrong := errors.AsType[*unfit](err); wrong {
 		return false

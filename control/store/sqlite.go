@@ -112,6 +112,11 @@ func (e *sqliteEngine) contains(c string) string                { return "instr(
 func (e *sqliteEngine) begun(context.Context, *sql.Tx) error    { return nil }
 func (e *sqliteEngine) announce(context.Context, *sql.Tx) error { return nil }
 
+// breaksOff: the driver starts a goroutine for each statement that can be, which
+// takes as long as most of ours in an Update, and what may hang is a system call
+// that nothing ends.
+func (e *sqliteEngine) breaksOff() bool { return false }
+
 func (e *sqliteEngine) reader(ctx context.Context) (*sql.Conn, *sql.TxOptions, error) {
 	c, err := e.readers.Conn(ctx)
 	return c, &sql.TxOptions{ReadOnly: true}, err

@@ -48,6 +48,9 @@ type engine interface {
 	// announce is the last thing in an Update that changed documents or
 	// activity: what other processes are to be told once it is committed.
 	announce(context.Context, *sql.Tx) error
+	// breaksOff reports whether a statement of an Update may be broken off
+	// where it is. Where not, the next one is not begun.
+	breaksOff() bool
 	// passing reports whether an error says nothing against the call: the same
 	// call may work later.
 	passing(error) bool

@@ -2,6 +2,7 @@ package store
 
 import (
 	"database/sql"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -160,13 +161,39 @@ func (t *tx) drop(query string, args ...any) error {
 // --- requests ---
 
 func (t *tx) Request(id string) (control.Request, error) {
-	return one[control.Request](t, "SELECT doc FROM request WHERE id = ?", fold(id))
+	list, err := t.requestsOf("SELECT doc FROM request WHERE id = ?", fold(id))
+	if err == nil && len(list) == 0 {
+		err = control.ErrNotFound
+	}
+	if err != nil {
+		return control.Request{}, err
+	}
+	return list[0], nil
+}
+
+// requestsOf are those of a query whose one column is doc. An Update keeps
+// their documents.
+func (t *tx) requestsOf(query string, args ...any) ([]control.Request, error) {
+	return documentsOf(t, func(doc string) (r control.Request, err error) {
+		err = decode(doc, &r)
+		if err == nil && !t.readOnly {
+			t.kept(r, doc)
+		}
+		return r, err
+	}, query, args...)
+}
+
+func (t *tx) kept(r control.Request, doc string) {
+	if t.requests == nil {
+		t.requests = map[string]string{}
+	}
+	t.requests[fold(r.ID)] = doc
 }
 
 func (t *tx) Requests(f control.RequestFilter) (list []control.Request, err error) {
 	if f.Reader == nil {
 		query, args := requests(f, nil)
-		return all[control.Request](t, query, args...)
+		return t.requestsOf(query, args...)
 	}
 	byID := func(a, b control.Request) int {
 		if f.Newest {
@@ -178,7 +205,7 @@ func (t *tx) Requests(f control.RequestFilter) (list []control.Request, err erro
 	// several finds has the page in it.
 	for some := range slices.Chunk(streams(f.Reader), chunk/5) {
 		query, args := requests(f, some)
-		found, err := all[control.Request](t, query, args...)
+		found, err := t.requestsOf(query, args...)
 		if err != nil {
 			return nil, err
 		}
@@ -292,7 +319,7 @@ func (t *tx) RequestsOf(since time.Time, vms ...control.VMID) ([]control.Request
 	for some := range chunked(vms) {
 		in := tuples(len(some), "?")
 		args := slices.Concat(some, []any{nanos(since)}, some)
-		found, err := all[control.Request](t, `SELECT doc FROM request WHERE id IN (
+		found, err := t.requestsOf(`SELECT doc FROM request WHERE id IN (
 			SELECT request FROM request_vm WHERE vm IN (`+in+`) AND created >= ? UNION SELECT request FROM request_vm WHERE vm IN (`+in+`) AND open = 1)`, args...)
 		if err != nil {
 			return nil, err
@@ -308,35 +335,93 @@ func (t *tx) RequestsOf(since time.Time, vms ...control.VMID) ([]control.Request
 	return list, nil
 }
 
+// PutRequest writes of the rows beside a request those that are other than
+// before, which most changes are not.
 func (t *tx) PutRequest(r control.Request) error {
-	id, created, open := fold(r.ID), nanos(r.Start), flag(r.Open())
-	err := t.put(`INSERT INTO request (id, policy, principal, created, open, doc) VALUES (?, ?, ?, ?, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET policy = excluded.policy, principal = excluded.principal, created = excluded.created, open = excluded.open, doc = excluded.doc`,
-		r, id, r.Policy.Key(), r.Principal, created, open)
+	id := fold(r.ID)
+	doc, err := encode(r)
 	if err != nil {
+		t.failed = errors.Join(t.failed, err)
 		return err
 	}
-	places, vms, statuses := placesOf(r)
-	for _, of := range []struct {
-		table, columns string
-		rows           [][]any
-	}{{"request_vm", "vm, request, created, open", vms}, {"request_place", "scope, request, machine", places}, {"request_status", "status, request", statuses}} {
-		if _, err := t.exec("DELETE FROM "+of.table+" WHERE request = ?", id); err != nil {
+	columns := []any{r.Policy.Key(), r.Principal, nanos(r.Start), flag(r.Open()), doc}
+	before, there := t.requests[id]
+	if !there {
+		n, err := t.exec("INSERT INTO request (policy, principal, created, open, doc, id) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING", append(columns, id)...)
+		if err != nil {
 			return err
 		}
-		for some := range slices.Chunk(of.rows, chunk) {
-			tuple := "(" + tuples(len(some[0]), "?") + ")"
-			if _, err := t.exec("INSERT INTO "+of.table+" ("+of.columns+") VALUES "+tuples(len(some), tuple), slices.Concat(some...)...); err != nil {
+		if n == 0 {
+			if _, err := t.Request(id); err != nil {
 				return err
 			}
+			before, there = t.requests[id]
+		}
+	}
+	var was control.Request
+	if there {
+		if err := decode(before, &was); err != nil {
+			t.failed = errors.Join(t.failed, err)
+			return err
+		}
+		if _, err := t.exec("UPDATE request SET policy = ?, principal = ?, created = ?, open = ?, doc = ? WHERE id = ?", append(columns, id)...); err != nil {
+			return err
+		}
+	}
+	t.kept(r, string(doc))
+	is := besideOf(r)
+	for n, beside := range besideOf(was) {
+		if err := t.putBeside(id, beside, is[n]); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// placesOf are the rows beside a request: the subscriptions and groups that its
-// machines or its policy are in, its machines, and the statuses of its ports.
-func placesOf(r control.Request) (places, vms, statuses [][]any) {
+// beside are the rows of a request in a table beside it. Their first column is
+// the table's key, together with the request.
+type beside struct {
+	table, key, columns string
+	rows                [][]any
+}
+
+// putBeside puts the rows is in the place of was.
+func (t *tx) putBeside(id string, was, is beside) error {
+	without := func(list, others [][]any) [][]any {
+		by := map[any][]any{}
+		for _, row := range others {
+			by[row[0]] = row
+		}
+		return slices.DeleteFunc(slices.Clone(list), func(row []any) bool { return slices.Equal(by[row[0]], row) })
+	}
+	for some := range slices.Chunk(without(was.rows, is.rows), chunk) {
+		args := []any{id}
+		for _, row := range some {
+			args = append(args, row[0])
+		}
+		if _, err := t.exec("DELETE FROM "+is.table+" WHERE request = ? AND "+is.key+" IN ("+tuples(len(some), "?")+")", args...); err != nil {
+			return err
+		}
+	}
+	for some := range slices.Chunk(without(is.rows, was.rows), chunk) {
+		tuple := "(" + tuples(len(some[0]), "?") + ")"
+		if _, err := t.exec("INSERT INTO "+is.table+" ("+is.columns+") VALUES "+tuples(len(some), tuple), slices.Concat(some...)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// besideOf are the rows beside a request: its machines, the subscriptions and
+// groups that these or its policy are in, and the statuses of its ports. Those of
+// the zero Request are none.
+func besideOf(r control.Request) [3]beside {
+	vms := beside{"request_vm", "vm", "vm, request, created, open", nil}
+	places := beside{"request_place", "scope", "scope, request, machine", nil}
+	statuses := beside{"request_status", "status", "status, request", nil}
+	if r.ID == "" {
+		return [3]beside{vms, places, statuses}
+	}
 	id, created, open := fold(r.ID), nanos(r.Start), flag(r.Open())
 	machine := map[string]bool{} // by scope: one of its machines is there
 	add := func(key string, is bool) {
@@ -348,28 +433,45 @@ func placesOf(r control.Request) (places, vms, statuses [][]any) {
 	add(r.Policy.Key(), false)
 	keys, had := map[string]bool{}, map[control.Status]bool{}
 	for _, vm := range r.VMs {
-		add(vm.ID.Key(), true)
-		keys[vm.ID.Key()] = true
+		key := vm.ID.Key()
+		add(key, true)
+		keys[key] = true
 		for _, p := range vm.Ports {
 			had[p.Status] = true
 		}
 	}
 	for _, scope := range slices.Sorted(maps.Keys(machine)) {
-		places = append(places, []any{scope, id, flag(machine[scope])})
+		places.rows = append(places.rows, []any{scope, id, flag(machine[scope])})
 	}
 	for _, vm := range slices.Sorted(maps.Keys(keys)) {
-		vms = append(vms, []any{vm, id, created, open})
+		vms.rows = append(vms.rows, []any{vm, id, created, open})
 	}
 	for _, status := range slices.Sorted(maps.Keys(had)) {
-		statuses = append(statuses, []any{string(status), id})
+		statuses.rows = append(statuses.rows, []any{string(status), id})
 	}
-	return places, vms, statuses
+	return [3]beside{vms, places, statuses}
 }
 
 // --- documents ---
 
 func (t *tx) Document(vm string, kind policy.Type) (control.Document, error) {
 	return one[control.Document](t, "SELECT doc FROM document WHERE vm = ? AND type = ?", fold(vm), string(kind))
+}
+
+func (t *tx) DocumentsOf(vms ...string) (list []control.Document, err error) {
+	keys := make([]string, 0, len(vms))
+	for _, vm := range vms {
+		keys = append(keys, fold(vm))
+	}
+	slices.Sort(keys)
+	for some := range slices.Chunk(slices.Compact(keys), chunk) {
+		found, err := all[control.Document](t, "SELECT doc FROM document WHERE vm IN ("+tuples(len(some), "?")+") ORDER BY vm, type", anys(some)...)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, found...)
+	}
+	return list, nil
 }
 
 // documentsAfter is what replicas ask again and again.
@@ -379,16 +481,39 @@ func (t *tx) DocumentsAfter(seq uint64, limit int) ([]control.Document, error) {
 	return all[control.Document](t, documentsAfter+limited(limit), number(seq))
 }
 
-func (t *tx) PutDocument(d control.Document) (err error) {
-	d.VM = fold(d.VM)
-	if d.Seq, err = t.next("document", 1); err != nil {
+func (t *tx) PutDocument(list ...control.Document) error {
+	if len(list) == 0 {
+		return nil
+	}
+	seq, err := t.next("document", len(list))
+	if err != nil {
 		return err
 	}
 	t.changed = true
-	return t.put(`INSERT INTO document (vm, type, seq, issued, doc) VALUES (?, ?, ?, ?, ?)
-		ON CONFLICT (vm, type) DO UPDATE SET seq = excluded.seq, issued = excluded.issued, doc = excluded.doc`,
-		d, d.VM, string(d.Type), number(d.Seq), nanos(d.Issued))
+	for some := range slices.Chunk(list, documentsAtOnce) {
+		var args []any
+		for _, d := range some {
+			d.VM, d.Seq = fold(d.VM), seq
+			seq++
+			doc, err := encode(d)
+			if err != nil {
+				t.failed = errors.Join(t.failed, err)
+				return err
+			}
+			args = append(args, d.VM, string(d.Type), number(d.Seq), nanos(d.Issued), doc)
+		}
+		_, err := t.exec("INSERT INTO document (vm, type, seq, issued, doc) VALUES "+tuples(len(some), "(?, ?, ?, ?, ?)")+`
+			ON CONFLICT (vm, type) DO UPDATE SET seq = excluded.seq, issued = excluded.issued, doc = excluded.doc`, args...)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
+
+// documentsAtOnce bounds the documents in one statement, which is a text for
+// each number of them.
+const documentsAtOnce = 50
 
 func (t *tx) GrantsDue(before time.Time, limit int) ([]control.Document, error) {
 	return all[control.Document](t, `SELECT doc FROM document WHERE type = ? AND issued < ?
@@ -475,11 +600,16 @@ func chunked(ids []control.VMID) iter.Seq[[]any] {
 		keys = append(keys, id.Key())
 	}
 	slices.Sort(keys)
-	var args []any
-	for _, key := range slices.Compact(keys) {
-		args = append(args, key)
+	return slices.Chunk(anys(slices.Compact(keys)), chunk)
+}
+
+// anys are strings as arguments of a statement.
+func anys(list []string) []any {
+	args := make([]any, len(list))
+	for i, s := range list {
+		args[i] = s
 	}
-	return slices.Chunk(args, chunk)
+	return args
 }
 
 func (t *tx) Machines(f control.MachineFilter) (keys []string, err error) {
@@ -537,10 +667,6 @@ const machineCounts = "SELECT tab, CAST(sum(n) AS BIGINT) FROM machine_count WHE
 func (t *tx) sort(keys ...string) error {
 	moved := map[[2]string]int{} // by group and tab
 	for some := range slices.Chunk(keys, chunk) {
-		args := make([]any, len(some))
-		for i, key := range some {
-			args[i] = key
-		}
 		tabs := map[string]control.Tab{}
 		err := t.read(func(rows *sql.Rows) error {
 			var key string
@@ -557,7 +683,7 @@ func (t *tx) sort(keys ...string) error {
 			}
 			return nil
 		}, `SELECT vm.id, vm.unsupported, COALESCE(machine.tab, ''), EXISTS (SELECT 1 FROM policy_vm WHERE policy_vm.vm = vm.id)
-			FROM vm LEFT JOIN machine ON machine.id = vm.id WHERE vm.id IN (`+tuples(len(some), "?")+")", args...)
+			FROM vm LEFT JOIN machine ON machine.id = vm.id WHERE vm.id IN (`+tuples(len(some), "?")+")", anys(some)...)
 		if err != nil {
 			return err
 		}
@@ -567,10 +693,12 @@ func (t *tx) sort(keys ...string) error {
 		if _, err := t.next(machineVersion, 1); err != nil {
 			return err
 		}
+		var rows []any
 		for key, tab := range tabs {
-			if _, err := t.exec("INSERT INTO machine (id, tab) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET tab = excluded.tab", key, string(tab)); err != nil {
-				return err
-			}
+			rows = append(rows, key, string(tab))
+		}
+		if _, err := t.exec("INSERT INTO machine (id, tab) VALUES "+tuples(len(tabs), "(?, ?)")+" ON CONFLICT (id) DO UPDATE SET tab = excluded.tab", rows...); err != nil {
+			return err
 		}
 	}
 	return t.count(moved)
@@ -609,6 +737,9 @@ func (t *tx) vms(query string, args ...any) ([]control.VM, error) {
 		if err := decode(doc, &vm); err != nil {
 			return err
 		}
+		if !t.readOnly {
+			t.keptVM(vm)
+		}
 		if last := time.Unix(0, seen).UTC(); vm.Agent != nil && seen > nanos(time.Time{}) {
 			vm.Agent.LastSeen = last
 		}
@@ -632,7 +763,19 @@ func (t *tx) PutVM(vm control.VM) error {
 	if err != nil {
 		return err
 	}
+	was, there := t.machines[vm.ID.Key()]
+	t.keptVM(vm)
+	if there && was == (vm.Unsupported != "") {
+		return nil // the tab depends on nothing else that is in it
+	}
 	return t.sort(vm.ID.Key())
+}
+
+func (t *tx) keptVM(vm control.VM) {
+	if t.machines == nil {
+		t.machines = map[string]bool{}
+	}
+	t.machines[vm.ID.Key()] = vm.Unsupported != ""
 }
 
 func (t *tx) DeleteVM(id control.VMID) error {
@@ -645,6 +788,7 @@ func (t *tx) DeleteVM(id control.VMID) error {
 	if err := t.drop("DELETE FROM vm WHERE id = ?", key); err != nil {
 		return err
 	}
+	delete(t.machines, key)
 	if _, err := t.next(machineVersion, 1); err != nil {
 		return err
 	}
@@ -981,11 +1125,7 @@ func (t *tx) Assignments(principals ...string) ([]control.Assignment, error) {
 	var list []control.Assignment
 	principals = slices.Compact(slices.Sorted(slices.Values(principals)))
 	for some := range slices.Chunk(principals, chunk) {
-		var args []any
-		for _, p := range some {
-			args = append(args, p)
-		}
-		found, err := all[control.Assignment](t, query+" WHERE principal IN ("+tuples(len(some), "?")+")"+order, args...)
+		found, err := all[control.Assignment](t, query+" WHERE principal IN ("+tuples(len(some), "?")+")"+order, anys(some)...)
 		if err != nil {
 			return nil, err
 		}

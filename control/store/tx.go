@@ -27,6 +27,11 @@ type tx struct {
 	readOnly bool
 	changed  bool  // documents or activity
 	failed   error // of a write, or of the engine: there is no commit after it
+
+	// What an Update read and may write back: see PutRequest and PutVM. Nobody
+	// else writes meanwhile.
+	requests map[string]string // documents by id
+	machines map[string]bool   // whether it is unsupported, by Key
 }
 
 // errReadOnly is what a write in a View gets.
@@ -55,7 +60,7 @@ func (t *tx) write(query string, args []any) (int, error) {
 	if err := t.call.Err(); err != nil {
 		return 0, t.store.judge(t.call, err)
 	}
-	ctx, cancel := step(t.ctx)
+	ctx, cancel := t.statement()
 	defer cancel()
 	r, err := t.sql.ExecContext(ctx, t.store.query(query), args...)
 	if err != nil {
@@ -63,6 +68,14 @@ func (t *tx) write(query string, args []any) (int, error) {
 	}
 	n, err := r.RowsAffected()
 	return int(n), t.store.judge(ctx, err)
+}
+
+// statement is the context of one statement.
+func (t *tx) statement() (context.Context, context.CancelFunc) {
+	if !t.readOnly && !t.store.breaksOff() {
+		return context.WithoutCancel(t.ctx), func() {}
+	}
+	return step(t.ctx)
 }
 
 // put writes a row whose last argument is v as a document.
@@ -86,7 +99,7 @@ func (t *tx) read(each func(*sql.Rows) error, query string, args ...any) error {
 		t.failed = t.store.judge(t.call, err)
 		return t.failed
 	}
-	ctx, cancel := step(t.ctx)
+	ctx, cancel := t.statement()
 	defer cancel()
 	rows, err := t.sql.QueryContext(ctx, t.store.query(query), args...)
 	if err == nil {
@@ -147,11 +160,14 @@ func one[T any](t *tx, query string, args ...any) (T, error) {
 // in the transaction, of which one runs at a time: numbers rise in the order
 // of commits, and what is rolled back leaves no gap.
 func (t *tx) next(counter string, n int) (uint64, error) {
-	if _, err := t.exec("UPDATE counter SET value = value + ? WHERE name = ?", n, counter); err != nil {
-		return 0, err
+	if t.readOnly && t.failed == nil {
+		t.failed = errReadOnly
+	}
+	if t.failed != nil {
+		return 0, t.failed
 	}
 	var last int64
-	err := t.read(func(rows *sql.Rows) error { return rows.Scan(&last) }, "SELECT value FROM counter WHERE name = ?", counter)
+	err := t.read(func(rows *sql.Rows) error { return rows.Scan(&last) }, "UPDATE counter SET value = value + ? WHERE name = ? RETURNING value", n, counter)
 	return uint64(last) - uint64(n) + 1, err
 }
 

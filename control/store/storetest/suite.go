@@ -369,6 +369,40 @@ func requests(t *testing.T, s control.Store) {
 		return errors.Join(x.PutPolicy(control.Policy{ID: p1}), x.DeletePolicy(p1))
 	})
 	check("R1 R3", control.RequestFilter{Policy: &p1})
+
+	// What stands beside a request follows it, by whichever way it was read.
+	moved := func(id control.PolicyID, who string, vm control.VMID, status control.Status) control.Request {
+		return control.Request{ID: "R6", Policy: id, Principal: who, Start: at(6), VMs: []control.RequestVM{{ID: vm, Ports: []control.RequestPort{{Status: status}}}}}
+	}
+	for n, read := range []func(control.Tx) error{
+		func(control.Tx) error { return nil },
+		func(x control.Tx) error { _, err := x.Request("r6"); return err },
+		func(x control.Tx) error { _, err := x.Requests(control.RequestFilter{Open: true}); return err },
+		func(x control.Tx) error { _, err := x.RequestsOf(at(0), b); return err },
+	} {
+		update(t, s, func(x control.Tx) error {
+			return errors.Join(x.PutRequest(moved(p1, "cid", a, control.Pending)), x.PutRequest(moved(p1, "cid", b, control.Initiated)))
+		})
+		update(t, s, func(x control.Tx) error {
+			return errors.Join(read(x), x.PutRequest(moved(p2, "dan", c, control.Initiating)), x.PutRequest(moved(p2, "dan", c, control.Revoked)))
+		})
+		for want, f := range map[string]control.RequestFilter{
+			"R6":       {Principal: "dan", Policy: &p2, VM: &c, Status: control.Revoked, Scope: c.Scope()},
+			"R4 R5 R6": {Scope: "/subscriptions/s2"},
+			"R2 R3":    {VM: &b},
+			"R2 R4":    {Open: true},
+			"R4 ":      {Status: control.Initiating},
+			"R4":       {VM: &c, Open: true},
+			"R1 R2":    {VM: &a},
+			"R1 R3":    {Policy: &p1},
+			"R2 R3 ":   {Scope: "/subscriptions/s1/resourcegroups/g10"},
+		} {
+			check(strings.TrimSpace(want), f)
+		}
+		if t.Failed() {
+			t.Fatal("way", n)
+		}
+	}
 }
 
 func documents(t *testing.T, s control.Store) {
@@ -411,6 +445,27 @@ func documents(t *testing.T, s control.Store) {
 		return errors.Join(x.PutDocument(control.Document{VM: b, Type: policy.TypePolicy, Version: 16}), x.PutDocument(control.Document{VM: b, Type: policy.TypeGrants, Version: 17}))
 	})
 	check("16 17", last, 0)
+	update(t, s, func(x control.Tx) error { // 120 at once, and none
+		var many []control.Document
+		for n := range 120 {
+			many = append(many, control.Document{VM: Machine("s", "h", fmt.Sprintf("m%03d", n/2)).String(), Type: []policy.Type{policy.TypeGrants, policy.TypePolicy}[n%2], Version: uint64(100 + n)})
+		}
+		return errors.Join(x.PutDocument(many...), x.PutDocument())
+	})
+	check("100 101 102", last+2, 3)
+	check("218 219", last+2+118, 0)
+	for want, of := range map[string][]string{
+		"":                  nil,
+		"13":                {""},
+		"12 15 17 16":       {b, strings.ToUpper(a), a, Machine("s", "g", "none").Key()},
+		"13 12 15 104 105 ": {Machine("s", "h", "m002").Key(), "", a},
+	} {
+		view(t, s, func(x control.Tx) error {
+			found, err := x.DocumentsOf(of...)
+			same(t, names(found, func(d control.Document) string { return fmt.Sprint(d.Version) }), strings.TrimSpace(want))
+			return err
+		})
+	}
 }
 
 func grantsDue(t *testing.T, s control.Store) {
