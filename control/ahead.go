@@ -22,7 +22,7 @@ func ahead(reported, stored uint64) bool {
 // last is the version that the next document of a machine follows: the
 // store's, or that of its host where that is ahead.
 func (ed *edit) last(vm VMID, d Document, t policy.Type) (uint64, error) {
-	known, _, err := found(ed.tx.VM(vm))
+	known, _, err := ed.vm(vm)
 	if err != nil || known.Agent == nil {
 		return d.Version, err
 	}
@@ -36,14 +36,12 @@ func (ed *edit) last(vm VMID, d Document, t policy.Type) (uint64, error) {
 // document of the same version. What the store does not have at all is not
 // made: a policy made from nothing would guard nothing.
 func (r *received) overtaken(tx Tx, has Versions, lines []uplink.Line) error {
-	for _, t := range []policy.Type{policy.TypePolicy, policy.TypeGrants} {
-		d, there, err := found(tx.Document(r.vm.ID.Key(), t))
-		if err != nil {
-			return err
-		}
-		if !there {
-			continue
-		}
+	stored, err := tx.DocumentsOf(r.vm.ID.Key())
+	if err != nil {
+		return err
+	}
+	for _, d := range stored {
+		t := d.Type
 		other := ahead(uplink.Versions(has).Of(t), d.Version)
 		for _, l := range lines {
 			if l.Event == "document.admitted" && l.Document == words[t] && l.Version == d.Version {

@@ -21,6 +21,8 @@ type Document struct {
 	Issued  time.Time   `json:"issued"`
 	Expires time.Time   `json:"expires"`
 	Signed  []byte      `json:"signed"` // the envelope
+	// Whole is until when no grant of a list has ended; zero: not known.
+	Whole time.Time `json:"whole,omitzero"`
 }
 
 // PendingPolicy is a policy document that a person has yet to sign.
@@ -180,7 +182,11 @@ func (ed *edit) accept(p PendingPolicy, signed policy.Envelope) error {
 	if h := doc.Document().Header; !ed.now.Before(h.Expires) {
 		return Refuse(Conflict, "PolicyChanged", "The policy document of '%s' ended at %s: write the policy again.", p.VM, policy.FormatTime(h.Expires))
 	}
-	if err := ed.store(p.VM, signed, doc.Document().Header); err != nil {
+	d, err := ed.document(p.VM, signed, doc.Document().Header)
+	if err != nil {
+		return err
+	}
+	if err := ed.tx.PutDocument(d); err != nil {
 		return err
 	}
 	if err := ed.tx.DeletePendingPolicy(p.VM); err != nil {

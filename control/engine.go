@@ -3,6 +3,7 @@ package control
 import (
 	"crypto"
 	"crypto/x509"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -27,7 +28,8 @@ type Config struct {
 // several may work on one store.
 type Engine struct {
 	Config
-	ids ids
+	ids    ids
+	proven sync.Map // proven: true, for keys in this process
 }
 
 // New makes an Engine. It starts nothing: see Run.

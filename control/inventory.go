@@ -513,11 +513,20 @@ func (r Request) approved() bool {
 
 // vm finds a machine among those of a policy.
 func (p Policy) vm(id VMID) (PolicyVM, bool) {
-	i := slices.IndexFunc(p.VMs, func(vm PolicyVM) bool { return vm.ID.Key() == id.Key() })
+	i := slices.IndexFunc(p.VMs, func(vm PolicyVM) bool { return vm.ID.same(id) })
 	if i < 0 {
 		return PolicyVM{}, false
 	}
 	return p.VMs[i], true
+}
+
+// entries are the machines of a policy by Key.
+func (p Policy) entries() map[string]PolicyVM {
+	all := make(map[string]PolicyVM, len(p.VMs))
+	for _, v := range p.VMs {
+		all[v.ID.Key()] = v
+	}
+	return all
 }
 
 // place is a machine in a policy.

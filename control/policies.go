@@ -294,9 +294,10 @@ func precondition(there bool, revision uint64, ifMatch string, ifNone bool) erro
 // inherit fills in what an input left out, from the rules it replaces.
 func inherit(vms []PolicyVM, was Policy) []PolicyVM {
 	out := make([]PolicyVM, 0, len(vms))
+	entries := was.entries()
 	for _, v := range vms {
 		v.Ports = slices.Clone(v.Ports)
-		before, _ := was.vm(v.ID)
+		before := entries[v.ID.Key()]
 		for i := range v.Ports {
 			if r, ok := before.rule(v.Ports[i].Number); ok && v.Ports[i].Sessions == "" && v.Ports[i].MappedPort == 0 {
 				v.Ports[i].Sessions, v.Ports[i].MappedPort = r.Sessions, r.MappedPort
@@ -335,15 +336,25 @@ func (ed *edit) write(was, next Policy) (Policy, error) {
 			return next, err
 		}
 	}
+	entries := next.entries()
+	var named []VMID
 	for _, vm := range changed {
-		entry, named := next.vm(vm)
-		if !named {
-			continue
+		if _, is := entries[vm.Key()]; is {
+			named = append(named, vm)
 		}
+	}
+	if err := ed.readVMs(named...); err != nil {
+		return next, err
+	}
+	naming, err := ed.naming(named...)
+	if err != nil {
+		return next, err
+	}
+	for _, vm := range named {
 		if err := ed.supported(vm); err != nil {
 			return next, err
 		}
-		if err := ed.alone(next.ID, entry); err != nil {
+		if err := alone(next.ID, entries[vm.Key()], naming[vm.Key()]); err != nil {
 			return next, err
 		}
 	}
@@ -355,21 +366,17 @@ func (ed *edit) write(was, next Policy) (Policy, error) {
 		next.Revision++
 		next.Modified, next.ModifiedBy = ed.now, author
 	}
-	var err error
 	if next.State, err = ed.provision(next, changed); err != nil {
 		return next, err
 	}
 	if err := ed.tx.PutPolicy(next); err != nil {
 		return next, err
 	}
-	for _, vm := range changed {
-		if _, named := next.vm(vm); !named {
-			continue
-		}
-		if _, known, err := found(ed.tx.VM(vm)); err != nil {
+	for _, vm := range named {
+		if _, known, err := ed.vm(vm); err != nil {
 			return next, err
 		} else if !known {
-			if err := ed.tx.PutVM(VM{ID: vm, Location: next.ID.Location}); err != nil {
+			if err := ed.putVM(VM{ID: vm, Location: next.ID.Location}); err != nil {
 				return next, err
 			}
 		}
@@ -389,13 +396,14 @@ func (ed *edit) write(was, next Policy) (Policy, error) {
 // touched are the machines whose entries differ, in the order of their Key, so
 // that an edit does the same at every try.
 func touched(was, next Policy) (vms []VMID) {
+	before, after := was.entries(), next.entries()
 	for _, v := range next.VMs {
-		if before, ok := was.vm(v.ID); !ok || !sameEntry(before, v) {
+		if before, ok := before[v.ID.Key()]; !ok || !sameEntry(before, v) {
 			vms = append(vms, v.ID)
 		}
 	}
 	for _, v := range was.VMs {
-		if _, ok := next.vm(v.ID); !ok {
+		if _, ok := after[v.ID.Key()]; !ok {
 			vms = append(vms, v.ID)
 		}
 	}
@@ -413,17 +421,25 @@ func sameEntry(a, b PolicyVM) bool {
 // once the documents of those that changed are made.
 func (ed *edit) provision(p Policy, changed []VMID) (Provision, error) {
 	_, people := ed.e.Realm.peopleSign()
-	for _, v := range p.VMs {
-		waits := people
-		if !slices.ContainsFunc(changed, func(vm VMID) bool { return vm.Key() == v.ID.Key() }) {
-			var err error
-			if _, waits, err = found(ed.tx.PendingPolicy(v.ID)); err != nil {
-				return "", err
-			}
-		}
-		if waits {
-			return Updating, nil
-		}
+	others := p.entries()
+	all := len(others)
+	for _, vm := range changed {
+		delete(others, vm.Key())
+	}
+	if people && len(others) < all {
+		return Updating, nil
+	}
+	if len(others) == 0 {
+		return Succeeded, nil
+	}
+	var vms []VMID
+	for _, v := range others {
+		vms = append(vms, v.ID)
+	}
+	if waiting, err := ed.tx.PendingPolicies(vms...); err != nil {
+		return "", err
+	} else if len(waiting) > 0 {
+		return Updating, nil
 	}
 	return Succeeded, nil
 }
@@ -457,7 +473,7 @@ func (ed *edit) supported(vm VMID) error {
 	if err := ed.switchedOn(vm.Scope()); err != nil {
 		return err
 	}
-	known, _, err := found(ed.tx.VM(vm))
+	known, _, err := ed.vm(vm)
 	if err != nil {
 		return err
 	}
@@ -469,12 +485,9 @@ func (ed *edit) supported(vm VMID) error {
 }
 
 // alone refuses a port that another policy has: a grant names a number and
-// nothing else, so on one machine a number has one rule.
-func (ed *edit) alone(id PolicyID, entry PolicyVM) error {
-	policies, err := ed.tx.PoliciesOf(entry.ID)
-	if err != nil {
-		return err
-	}
+// nothing else, so on one machine a number has one rule. policies are those that
+// name the machine.
+func alone(id PolicyID, entry PolicyVM, policies []Policy) error {
 	total := len(entry.Ports)
 	for _, p := range policies {
 		if p.ID.Key() == id.Key() {
@@ -524,7 +537,7 @@ func (ed *edit) confine(p Policy) error {
 			}
 		}
 		if changed {
-			if err := ed.tx.PutRequest(r); err != nil {
+			if err := ed.putRequest(r); err != nil {
 				return err
 			}
 		}

@@ -125,65 +125,111 @@ func (ed *edit) renew(vm VMID, guard bool) {
 	ed.due[vm.Key()] = due{vm, d.guard || guard, d.list || !guard}
 }
 
+// publishing is what the documents of a publication are made from, read at once
+// for all machines, and those made so far.
+type publishing struct {
+	*edit
+	role     policy.RoleKeys // of those who sign policies
+	waits    bool            // for people
+	stored   map[string]map[policy.Type]Document
+	policies map[string][]Policy
+	pending  map[string]PendingPolicy
+	made     []Document
+}
+
 // publish makes the documents that are due. The order is always the same: a
 // second try has to come to the same documents.
 func (ed *edit) publish() error {
 	if len(ed.due) == 0 {
 		return nil
 	}
-	kept, _, err := found(ed.tx.Document("", policy.TypeTrust))
+	p := publishing{edit: ed, stored: map[string]map[policy.Type]Document{}, pending: map[string]PendingPolicy{}}
+	p.role, p.waits = ed.e.Realm.peopleSign()
+	order := slices.Sorted(maps.Keys(ed.due))
+	var all, guards []VMID
+	for _, key := range order {
+		d := ed.due[key]
+		all = append(all, d.vm)
+		if d.guard {
+			guards = append(guards, d.vm)
+		}
+	}
+	documents, err := ed.tx.DocumentsOf(append(slices.Clone(order), "")...)
 	if err != nil {
 		return err
+	}
+	for _, d := range documents {
+		p.note(d)
 	}
 	// A replica that was not given the realm's new keys must not undo what the
 	// others signed with them.
-	if mine := ed.e.Realm.Trust.Version; kept.Version > mine {
+	if kept, mine := p.stored[""][policy.TypeTrust], ed.e.Realm.Trust.Version; kept.Version > mine {
 		return Refuse(Unavailable, "TrustOutdated", "This server has version %d of the realm's trust document and others have %d: give it the newer one and its keys.", mine, kept.Version)
 	}
-	for _, key := range slices.Sorted(maps.Keys(ed.due)) {
+	if p.policies, err = ed.naming(guards...); err != nil {
+		return err
+	}
+	if len(guards) > 0 {
+		waiting, err := ed.tx.PendingPolicies(guards...)
+		if err != nil {
+			return err
+		}
+		for _, w := range waiting {
+			p.pending[w.VM.Key()] = w
+		}
+	}
+	if err := errors.Join(ed.readVMs(all...), ed.readOpen(all...)); err != nil {
+		return err
+	}
+	for _, key := range order {
 		d := ed.due[key]
 		if d.guard {
-			if err := ed.publishPolicy(d.vm); err != nil {
+			if err := p.policy(d.vm); err != nil {
 				return err
 			}
 		}
-		if err := ed.publishGrants(d.vm, d.list); err != nil {
+		if err := p.grants(d.vm, d.list); err != nil {
 			return err
 		}
 	}
-	return nil
+	return ed.tx.PutDocument(p.made...)
 }
 
-// publishPolicy makes the next policy document of a machine, or puts it before
-// the people who sign.
-func (ed *edit) publishPolicy(vm VMID) error {
-	policies, err := ed.tx.PoliciesOf(vm)
-	if err != nil {
-		return err
+func (p *publishing) note(d Document) {
+	if p.stored[d.VM] == nil {
+		p.stored[d.VM] = map[policy.Type]Document{}
 	}
-	last, _, err := found(ed.tx.Document(vm.Key(), policy.TypePolicy))
-	if err != nil {
-		return err
+	p.stored[d.VM][d.Type] = d
+}
+
+// add makes a signed document the newest of its machine and kind.
+func (p *publishing) add(d Document, err error) error {
+	if err == nil {
+		p.note(d)
+		p.made = append(p.made, d)
 	}
-	pending, waited, err := found(ed.tx.PendingPolicy(vm))
-	if err != nil {
-		return err
-	}
-	role, waits := ed.e.Realm.peopleSign()
+	return err
+}
+
+// policy makes the next policy document of a machine, or puts it before the
+// people who sign.
+func (p *publishing) policy(vm VMID) error {
+	last := p.stored[vm.Key()][policy.TypePolicy]
+	pending, waited := p.pending[vm.Key()]
 	// Whoever was shown a pending document may have signed and delivered it by
 	// hand: its version is not used again.
-	version, err := ed.last(vm, last, policy.TypePolicy)
+	version, err := p.last(vm, last, policy.TypePolicy)
 	if err != nil {
 		return err
 	}
-	doc, err := policyDocument(ed.header(max(version, pending.Version), policyValid), role.Epoch, vm, policies)
+	doc, err := policyDocument(p.header(max(version, pending.Version), policyValid), p.role.Epoch, vm, p.policies[vm.Key()])
 	if err != nil {
 		return err
 	}
 	payload := doc.Encode()
 	envelope := policy.Envelope{Type: policy.TypePolicy, Payload: payload}
-	if ed.e.Realm.Policy != nil {
-		envelope, err = ed.signedBy(ed.e.Realm.Policy, policy.TypePolicy, payload)
+	if p.e.Realm.Policy != nil {
+		envelope, err = p.signedBy(p.e.Realm.Policy, policy.TypePolicy, payload)
 	} else {
 		_, err = policy.ParseDocument(policy.TypePolicy, payload)
 	}
@@ -192,49 +238,44 @@ func (ed *edit) publishPolicy(vm VMID) error {
 	} else if err != nil {
 		return fmt.Errorf("policy document of %s: %w", vm, err)
 	}
-	if waits {
-		p := PendingPolicy{VM: vm, Version: doc.Version, Payload: payload, Created: ed.now, By: cmp.Or(ed.caller.Name, ed.caller.ID)}
+	if p.waits {
+		w := PendingPolicy{VM: vm, Version: doc.Version, Payload: payload, Created: p.now, By: cmp.Or(p.caller.Name, p.caller.ID)}
 		if len(envelope.Signatures) > 0 {
-			p.Partial = envelope.Encode()
+			w.Partial = envelope.Encode()
 		}
-		return ed.tx.PutPendingPolicy(p)
+		return p.tx.PutPendingPolicy(w)
 	}
 	if waited {
-		if err := ed.tx.DeletePendingPolicy(vm); err != nil {
+		if err := p.tx.DeletePendingPolicy(vm); err != nil {
 			return err
 		}
 	}
-	return ed.store(vm, envelope, doc.Header)
+	return p.add(p.document(vm, envelope, doc.Header))
 }
 
-// publishGrants makes the next list of grants of a machine, and where it need
-// not, only if there is something on it or was.
-func (ed *edit) publishGrants(vm VMID, need bool) error {
-	last, was, err := found(ed.tx.Document(vm.Key(), policy.TypeGrants))
+// grants makes the next list of grants of a machine, and where it need not,
+// only if there is something on it or was.
+func (p *publishing) grants(vm VMID, need bool) error {
+	stored := p.stored[vm.Key()]
+	last, was := stored[policy.TypeGrants]
+	open, err := p.open(vm)
 	if err != nil {
 		return err
 	}
-	open, err := ed.tx.Requests(RequestFilter{VM: &vm, Open: true})
-	if err != nil {
-		return err
-	}
-	role, _ := ed.e.Realm.Trust.Role(policy.RoleGrant)
+	role, _ := p.e.Realm.Trust.Role(policy.RoleGrant)
 	var before []policy.Grant
-	if was {
+	if was && (!need || !p.now.Before(last.Whole)) {
 		list, err := readDocument[policy.Grants](last)
 		if err != nil {
 			return err
 		}
 		before = list.Grants
-		if !need && len(before)+len(open) == 0 && list.Epoch == role.Epoch && ed.now.Before(list.Expires) {
+		if !need && len(before)+len(open) == 0 && list.Epoch == role.Epoch && p.now.Before(list.Expires) {
 			return nil
 		}
 	}
-	guard, guarded, err := found(ed.tx.Document(vm.Key(), policy.TypePolicy))
-	if err != nil {
-		return err
-	}
-	before = lately(before, ed.now)
+	guard, guarded := stored[policy.TypePolicy]
+	before = lately(before, p.now)
 	if len(before) > 0 && guarded {
 		bounds, err := readDocument[policy.Policy](guard)
 		if err != nil {
@@ -242,11 +283,11 @@ func (ed *edit) publishGrants(vm VMID, need bool) error {
 		}
 		before = inside(bounds, before)
 	}
-	version, err := ed.last(vm, last, policy.TypeGrants)
+	version, err := p.last(vm, last, policy.TypeGrants)
 	if err != nil {
 		return err
 	}
-	doc, err := grantsDocument(ed.header(version, grantsValid), role.Epoch, vm, guard.Version, open, before, ed.now)
+	doc, err := grantsDocument(p.header(version, grantsValid), role.Epoch, vm, guard.Version, open, before, p.now)
 	if err != nil {
 		return err
 	}
@@ -254,7 +295,7 @@ func (ed *edit) publishGrants(vm VMID, need bool) error {
 	full := len(doc.Grants) > policy.MaxGrants
 	var envelope policy.Envelope
 	if !full {
-		envelope, err = ed.signedBy(ed.e.Realm.Grant, policy.TypeGrants, payload)
+		envelope, err = p.signedBy(p.e.Realm.Grant, policy.TypeGrants, payload)
 		full = policy.CodeOf(err) == policy.TooLarge
 	}
 	switch {
@@ -264,7 +305,14 @@ func (ed *edit) publishGrants(vm VMID, need bool) error {
 	case err != nil:
 		return fmt.Errorf("grants of %s: %w", vm, err)
 	}
-	return ed.store(vm, envelope, doc.Header)
+	d, err := p.document(vm, envelope, doc.Header)
+	d.Whole = doc.Expires
+	for _, g := range doc.Grants {
+		if g.End.Before(d.Whole) {
+			d.Whole = g.End
+		}
+	}
+	return p.add(d, err)
 }
 
 // readDocument reads a document that was verified before it was stored.
@@ -298,11 +346,8 @@ func inside(p policy.Policy, list []policy.Grant) (out []policy.Grant) {
 	return out
 }
 
-// store keeps a signed document as the newest of its machine and kind.
-func (ed *edit) store(vm VMID, envelope policy.Envelope, h policy.Header) error {
+// document is a signed document as the store has it.
+func (ed *edit) document(vm VMID, envelope policy.Envelope, h policy.Header) (Document, error) {
 	raw, err := ed.published(envelope)
-	if err != nil {
-		return err
-	}
-	return ed.tx.PutDocument(Document{VM: vm.Key(), Type: envelope.Type, Version: h.Version, Issued: h.Issued, Expires: h.Expires, Signed: raw})
+	return Document{VM: vm.Key(), Type: envelope.Type, Version: h.Version, Issued: h.Issued, Expires: h.Expires, Signed: raw}, err
 }

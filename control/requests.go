@@ -510,18 +510,21 @@ func (ed *edit) put(r Request, changed bool) error {
 			ed.renew(vm.ID, false)
 		}
 	}
-	return ed.tx.PutRequest(r)
+	return ed.putRequest(r)
 }
 
 // repeated finds the request that r is sent again of.
 func (ed *edit) repeated(r Request) (Request, bool, error) {
 	// It names the same machines: those of the first are few, those under a
 	// policy may be thousands.
-	recent, err := ed.tx.Requests(RequestFilter{VM: &r.VMs[0].ID, Policy: &r.Policy, Principal: r.Principal, Open: true, Since: ed.now.Add(-repeatedWithin)})
+	open, err := ed.open(r.VMs[0].ID)
 	if err != nil {
 		return Request{}, false, err
 	}
-	for _, first := range recent {
+	for _, first := range open {
+		if first.Principal != r.Principal || first.Policy.Key() != r.Policy.Key() {
+			continue
+		}
 		first.settle(ed.now)
 		if ed.now.Sub(first.Start) < repeatedWithin && first.repeats(r) {
 			return first, true, nil
@@ -567,14 +570,14 @@ func sameSources(a, b Prefixes) bool {
 // r waits for approval it replaces only what waits as well.
 func (ed *edit) replace(r *Request) error {
 	for i, vm := range r.VMs {
-		older, err := ed.tx.Requests(RequestFilter{VM: &vm.ID, Principal: r.Principal, Open: true})
+		older, err := ed.open(vm.ID)
 		if err != nil {
 			return err
 		}
 		ports := r.VMs[i].Ports
 		before := make([][]Term, len(ports))
 		for _, o := range older {
-			if o.ID >= r.ID {
+			if o.Principal != r.Principal || o.ID >= r.ID {
 				continue
 			}
 			changed := o.settle(ed.now)
@@ -591,7 +594,7 @@ func (ed *edit) replace(r *Request) error {
 				changed = true
 			}
 			if changed {
-				if err := ed.tx.PutRequest(o); err != nil {
+				if err := ed.putRequest(o); err != nil {
 					return err
 				}
 			}

@@ -72,6 +72,12 @@ func (id VMID) String() string {
 // Key is the id in the one spelling ids are compared by.
 func (id VMID) Key() string { return strings.ToLower(id.String()) }
 
+// same reports whether two ids have the same Key.
+func (id VMID) same(o VMID) bool {
+	return id == o || strings.EqualFold(id.Name, o.Name) && strings.EqualFold(id.Group, o.Group) &&
+		strings.EqualFold(id.Subscription, o.Subscription) && strings.EqualFold(id.Kind, o.Kind)
+}
+
 // Scope is the machine alone.
 func (id VMID) Scope() Scope { return Scope(id.Key()) }
 

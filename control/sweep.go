@@ -161,7 +161,7 @@ func (ed *edit) endAll(ids []string) error {
 			}
 			ed.tell(ed.portLine(event, "", r, vm, *p, why))
 		}
-		if err := ed.tx.PutRequest(r); err != nil {
+		if err := ed.putRequest(r); err != nil {
 			return err
 		}
 	}
