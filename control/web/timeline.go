@@ -41,7 +41,8 @@ const (
 	rowHigh     = 26
 	axisHigh    = 24
 	mostRows    = 80
-	mostAsked   = 2000 // requests that are looked at
+	mostAsked   = 1000 // requests that are looked at
+	askedAtOnce = 250
 )
 
 // picture is who had what open. All of it is words and numbers: the template
@@ -90,13 +91,24 @@ func timelinePage(c *call) error {
 	}
 	now := c.Now()
 	from := now.Add(-spans[i].Of)
-	// What began before may still have been open.
-	list, next, err := c.Engine.ListRequests(c.ctx, c.caller, control.RequestFilter{Scope: scope, Since: from.Add(-24 * time.Hour), Newest: true, Limit: mostAsked})
-	if err != nil {
-		return err
+	// What began before may still have been open. Of a large fleet the newest
+	// few fill the picture.
+	f := control.RequestFilter{Scope: scope, Since: from.Add(-24 * time.Hour), Newest: true, Limit: askedAtOnce}
+	for list := []control.Request(nil); ; {
+		page, next, err := c.Engine.ListRequests(c.ctx, c.caller, f)
+		if err != nil {
+			return err
+		}
+		list, f.After = append(list, page...), next
+		d.Picture, d.Cut = draw(list, scope, from, now.Add(spans[i].Of/8), now, spans[i].Step)
+		if d.Cut || next == "" {
+			break
+		}
+		if len(list) >= mostAsked {
+			d.Cut = true
+			break
+		}
 	}
-	d.Picture, d.Cut = draw(list, scope, from, now.Add(spans[i].Of/8), now, spans[i].Step)
-	d.Cut = d.Cut || next != ""
 	return c.ok("timeline", view{Title: "Timeline", Here: "timeline", Live: true, Data: d})
 }
 
