@@ -257,10 +257,11 @@ func TestMigrations(t *testing.T) {
 		t.Fatalf("%d and %d", len(lite), len(big))
 	}
 	for i, m := range big {
-		if m.name != lite[i].name || m.sum() == lite[i].sum() {
+		n := strings.Count(m.text, "TEXT")
+		if m.name != lite[i].name || n > 0 && m.sum() == lite[i].sum() {
 			t.Errorf("%s and %s", m.name, lite[i].name)
 		}
-		if n := strings.Count(m.text, "TEXT"); n == 0 || n != strings.Count(m.text, `TEXT COLLATE "C"`) {
+		if n != strings.Count(m.text, `TEXT COLLATE "C"`) {
 			t.Errorf("%s: not all text is compared by its bytes", m.name)
 		}
 	}
@@ -429,7 +430,8 @@ func UndoLists(ctx context.Context, cs control.Store) error {
 			"DROP TABLE machine", "DROP TABLE machine_count", "DROP TABLE request_place", "DROP TABLE activity_hour",
 			"DROP INDEX activity_ts", "CREATE INDEX activity_ts ON activity (ts)", "DROP INDEX activity_event", "DELETE FROM counter WHERE name = 'machine'",
 			"DROP INDEX policy_vm_policy", "CREATE INDEX policy_vm_policy ON policy_vm (policy)", "CREATE INDEX vm_tab ON vm (id, unsupported)",
-			"DELETE FROM schema_version WHERE name LIKE '%_lists'",
+			"CREATE INDEX request_vm_request ON request_vm (request)", "CREATE INDEX request_status_request ON request_status (request)",
+			"DELETE FROM schema_version WHERE name LIKE '%_lists' OR name LIKE '%_beside'",
 		} {
 			if _, err := x.ExecContext(ctx, statement); err != nil {
 				return false, fmt.Errorf("%s: %w", statement, err)
