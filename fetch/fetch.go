@@ -286,7 +286,7 @@ func (f *Fetcher) isReached() bool {
 // observe follows the agent: its record tells when there is something new.
 func (f *Fetcher) observe(ctx context.Context) {
 	const beyond = policy.MaxVersion // no record has a line there
-	_, head, err := f.agent.Events(ctx, beyond, 0)
+	head, err := f.agent.Head(ctx, beyond, 0)
 	for said := ""; ; {
 		var now Status
 		if err == nil {
@@ -301,7 +301,7 @@ func (f *Fetcher) observe(ctx context.Context) {
 				said = ""
 			}
 			f.publish(&now, head)
-			_, head, err = f.agent.Events(ctx, head.Seq, uplink.MaxWait*time.Second)
+			head, err = f.agent.Head(ctx, head.Seq, uplink.MaxWait*time.Second)
 			continue
 		}
 		if text := err.Error(); text != said && ctx.Err() == nil {
@@ -314,7 +314,7 @@ func (f *Fetcher) observe(ctx context.Context) {
 			return
 		case <-time.After(2 * time.Second):
 		}
-		_, head, err = f.agent.Events(ctx, beyond, 0)
+		head, err = f.agent.Head(ctx, beyond, 0)
 	}
 }
 

@@ -3,6 +3,7 @@ package fetch
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -277,5 +278,47 @@ func TestCheckURL(t *testing.T) {
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%q: %q, %v", in, got, err)
 		}
+	}
+}
+
+// answers is an agent that answers every call, and has the calls.
+type answers func(*http.Request)
+
+func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
+	a(r)
+	w := httptest.NewRecorder()
+	w.Header().Set("Jitgate-Seq", "7")
+	w.Header().Set("Jitgate-Hash", "aa")
+	w.WriteString("{}\n")
+	return w.Result(), nil
+}
+
+// Whoever only looks where the record ends keeps nothing of it: the agent must
+// not take it for somebody who has the lines, and remove them.
+func TestObserverKeepsNothing(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var asked []string
+	f := New(Config{Log: hclog.NewNullLogger()})
+	f.agent = guard{&http.Client{Transport: answers(func(r *http.Request) {
+		if r.URL.Path == "/v1/events" {
+			asked = append(asked, r.URL.RawQuery)
+		}
+		if len(asked) == 3 {
+			cancel()
+		}
+	})}}
+	f.observe(ctx)
+	if len(asked) != 3 || !strings.HasPrefix(asked[1], "from=7&wait=") {
+		t.Errorf("asked %q", asked)
+	}
+	for _, query := range asked {
+		if strings.Contains(query, "after") {
+			t.Errorf("%s says that it keeps lines", query)
+		}
+	}
+	asked = nil
+	if _, head, err := f.agent.Events(t.Context(), 5); err != nil || head.Seq != 7 || len(asked) != 1 || asked[0] != "after=5" {
+		t.Errorf("%+v, %v, %q", head, err, asked)
 	}
 }

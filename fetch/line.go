@@ -170,7 +170,7 @@ func (c *conversation) lines(ctx context.Context, head uplink.Head) [][]byte {
 	if acked == nil || wait || head.Seq <= acked.Seq {
 		return nil
 	}
-	lines, _, err := c.agent.Events(ctx, acked.Seq, 0)
+	lines, _, err := c.agent.Events(ctx, acked.Seq)
 	if err != nil {
 		return nil // the agent stopped: it is observed
 	}

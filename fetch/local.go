@@ -20,9 +20,12 @@ import (
 // Agent is a host's agent.
 type Agent interface {
 	Status(context.Context) (Status, error)
-	// Events returns lines of the record behind a number, and where it ends. It
-	// waits for the first one.
-	Events(ctx context.Context, after uint64, wait time.Duration) (lines [][]byte, head uplink.Head, err error)
+	// Events returns lines of the record behind a number, and where it ends. Who
+	// asks keeps those before: the agent may remove them.
+	Events(ctx context.Context, after uint64) (lines [][]byte, head uplink.Head, err error)
+	// Head returns where the record ends, once it is longer than a number or
+	// the wait is over. Nothing is kept by it.
+	Head(ctx context.Context, than uint64, wait time.Duration) (uplink.Head, error)
 }
 
 // guard is the agent on this host, behind its socket.
@@ -116,10 +119,20 @@ func (l guard) Status(ctx context.Context) (s Status, err error) {
 }
 
 // Events implements Agent.
-func (l guard) Events(ctx context.Context, after uint64, wait time.Duration) (lines [][]byte, head uplink.Head, err error) {
+func (l guard) Events(ctx context.Context, after uint64) (lines [][]byte, head uplink.Head, err error) {
+	return l.events(ctx, fmt.Sprintf("after=%d", after), 0)
+}
+
+// Head implements Agent.
+func (l guard) Head(ctx context.Context, than uint64, wait time.Duration) (uplink.Head, error) {
+	_, head, err := l.events(ctx, fmt.Sprintf("from=%d&wait=%d", than, int(wait/time.Second)), wait)
+	return head, err
+}
+
+func (l guard) events(ctx context.Context, query string, wait time.Duration) (lines [][]byte, head uplink.Head, err error) {
 	ctx, cancel := context.WithTimeout(ctx, wait+15*time.Second)
 	defer cancel()
-	header, text, err := l.get(ctx, fmt.Sprintf("/v1/events?after=%d&wait=%d", after, int(wait/time.Second)))
+	header, text, err := l.get(ctx, "/v1/events?"+query)
 	if err != nil {
 		return nil, head, err
 	}

@@ -271,22 +271,29 @@ func (h *host) Status(context.Context) (fetch.Status, error) {
 }
 
 // Events implements fetch.Agent.
-func (h *host) Events(ctx context.Context, after uint64, wait time.Duration) ([][]byte, uplink.Head, error) {
+func (h *host) Events(_ context.Context, after uint64) ([][]byte, uplink.Head, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.behind(after), h.head, nil
+}
+
+// Head implements fetch.Agent.
+func (h *host) Head(ctx context.Context, than uint64, wait time.Duration) (uplink.Head, error) {
 	enough := time.NewTimer(wait)
 	defer enough.Stop()
 	for {
 		h.mu.Lock()
-		lines, head, changed := h.behind(after), h.head, h.changed
+		head, changed := h.head, h.changed
 		h.mu.Unlock()
-		if len(lines) > 0 || wait == 0 {
-			return lines, head, nil
+		if head.Seq > than || wait == 0 {
+			return head, nil
 		}
 		select {
 		case <-changed:
 		case <-enough.C:
-			return nil, head, nil
+			return head, nil
 		case <-ctx.Done():
-			return nil, head, ctx.Err()
+			return head, ctx.Err()
 		}
 	}
 }
