@@ -604,7 +604,7 @@ func (e *Engine) EditPorts(ctx context.Context, c Caller, vm VMID, ports []PortR
 		if err := c.Must(ActionVMWrite, vm.Scope()); err != nil {
 			return err
 		}
-		known, there, err := found(ed.tx.VM(vm))
+		known, there, err := ed.vm(vm)
 		if err != nil {
 			return err
 		}

@@ -337,7 +337,7 @@ func (e *Engine) loseHosts(ctx context.Context, now time.Time) error {
 		lost = lost[len(some):]
 		err := e.edit(ctx, Caller{}, func(ed *edit) error {
 			for _, id := range some {
-				v, there, err := found(ed.tx.VM(id))
+				v, there, err := ed.vm(id)
 				if err != nil {
 					return err
 				}
@@ -348,7 +348,7 @@ func (e *Engine) loseHosts(ctx context.Context, now time.Time) error {
 				line.VM, line.Reason = v.ID.String(), "not heard of since "+policy.FormatTime(v.heard())
 				ed.tell(line)
 				v.Agent.Lost = now
-				if err := ed.tx.PutVM(v); err != nil {
+				if err := ed.putVM(v); err != nil {
 					return err
 				}
 			}

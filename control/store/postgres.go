@@ -196,10 +196,11 @@ func (e *postgresEngine) ping(ctx context.Context) error {
 	return e.readers.QueryRowContext(ctx, "SELECT 1").Scan(&n)
 }
 
-// passing: whatever is not the server's own answer is a lost connection, and
-// some of its answers are about itself.
+// breaksOff: a server that is gone does not say so.
 func (e *postgresEngine) breaksOff() bool { return true }
 
+// passing: whatever is not the server's own answer is a lost connection, and
+// some of its answers are about itself.
 func (e *postgresEngine) passing(err error) bool {
 	if _, wrong := errors.AsType[*unfit](err); wrong {
 		return false
