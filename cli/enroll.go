@@ -22,8 +22,8 @@ import (
 
 // enrolling is one run of jitgate enroll.
 type enrolling struct {
-	config, url, token, ca string
-	replace, asJSON        bool
+	config, url, token, ca, host string
+	replace, asJSON              bool
 }
 
 // enrollResult is what jitgate enroll --json prints.
@@ -34,7 +34,8 @@ type enrollResult struct {
 	Trust    policy.Digest `json:"trust"`
 	Settings string        `json:"settings"`
 	Identity string        `json:"identity"`
-	// RestartAgent says that a running agent does not know the realm yet.
+	// RestartAgent says that a running agent does not know the realm yet, or its
+	// own name.
 	RestartAgent bool `json:"restartAgent"`
 }
 
@@ -51,9 +52,14 @@ if it is not one that this system trusts: nothing else is believed.
 The trust document is installed as jitgate trust install does it, the address is
 written to the settings, and the key to the fetcher's directory. The same
 command again does no harm. --token - reads the token from standard input, where
-no list of processes shows it.`,
+no list of processes shows it.
+
+A control plane knows machines by their resource ids. Where neither the settings
+nor the cloud (jitgate host-id) say which machine this is, --host-id does, and
+is written to the settings too.`,
 		Example: `  jitgate enroll --control https://control.example.net --token jgj_AfGz0…
-  jitgate enroll --control https://control.example.net --token - < token`,
+  jitgate enroll --control https://control.example.net --token - < token
+  jitgate enroll --control https://control.example.net --token - --host-id /subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/web1 < token`,
 		Args: usage.Args(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := usage.Required(c, "control", "token"); err != nil {
@@ -65,6 +71,7 @@ no list of processes shows it.`,
 	configFlag(c, &e.config)
 	c.Flags().StringVar(&e.url, "control", "", "the control plane: https://NAME or https://NAME:PORT")
 	c.Flags().StringVar(&e.token, "token", "", "the join token, or - to read it from standard input")
+	c.Flags().StringVar(&e.host, "host-id", "", "which machine this is: its resource id; unless given, what the settings say")
 	c.Flags().StringVar(&e.ca, "ca", "", "file with the certificate that the server's is signed by, in PEM; unless given, the one the token names")
 	c.Flags().BoolVar(&e.replace, "replace", false, "leave the realm this host belongs to")
 	c.Flags().BoolVar(&e.asJSON, "json", false, "print JSON")
@@ -92,6 +99,13 @@ func (e enrolling) run(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	host := settings.HostID
+	if e.host != "" {
+		if settings.HostFrom == agent.FromSettings && host != e.host {
+			return fmt.Errorf("%s says that this is %s: change host_id there, or leave --host-id out", e.config, host)
+		}
+		host = e.host
+	}
 	// Before the token is used up: what would be refused afterwards.
 	if err := mayPin(settings, e.config, join.Pin, e.replace); err != nil {
 		return err
@@ -112,7 +126,7 @@ func (e enrolling) run(c *cobra.Command) error {
 	}
 	ctx := c.Context()
 	got, err := fetch.Enrolment{URL: url, Token: token, CA: ca, Proxy: control.Proxy, IdentityDir: control.IdentityDir,
-		Host: settings.HostID, Install: e.install(ctx), Version: version}.Enroll(ctx)
+		Host: host, Install: e.install(ctx), Version: version}.Enroll(ctx)
 	if err != nil {
 		return fmt.Errorf("%w; nothing was changed here, and the same command may be tried again", err)
 	}
@@ -131,7 +145,7 @@ func (e enrolling) run(c *cobra.Command) error {
 		return err
 	}
 	return e.say(c, enrollResult{Host: got.Host, URL: url, Realm: v.Document().Realm, Trust: v.Digest(), Settings: e.config,
-		Identity: control.IdentityDir, RestartAgent: !already})
+		Identity: control.IdentityDir, RestartAgent: !already || host != settings.HostID})
 }
 
 // install is the id of the agent's installation, if it runs.
@@ -152,7 +166,7 @@ func (e enrolling) say(c *cobra.Command, r enrollResult) error {
 	out := c.OutOrStdout()
 	fmt.Fprintf(out, "%s is enrolled with %s, and trusts realm %s (%s).\nNext:\n", r.Host, r.URL, r.Realm, r.Trust)
 	if r.RestartAgent {
-		fmt.Fprintln(out, "  restart the agent if it is running, so that it reads the pin")
+		fmt.Fprintln(out, "  restart the agent if it is running, so that it reads its settings")
 	}
 	_, err := fmt.Fprintf(out, "  start the fetcher: jitgate fetch --config %s\n  see what has arrived: jitgate status --config %[1]s\n", r.Settings)
 	return err
@@ -162,8 +176,8 @@ func (e enrolling) say(c *cobra.Command, r enrollResult) error {
 // beside the settings.
 const caFile = "control-ca.pem"
 
-// writeControl sets url and ca in the settings, and leaves everything else of
-// them, comments included, as it was.
+// writeControl sets url and ca in the settings, and host_id where that was
+// given, and leaves everything else of them, comments included, as it was.
 func (e enrolling) writeControl(c *cobra.Command, url string, ca []byte) error {
 	info, err := os.Stat(e.config)
 	if err != nil {
@@ -182,7 +196,7 @@ func (e enrolling) writeControl(c *cobra.Command, url string, ca []byte) error {
 			return err
 		}
 	}
-	edited, ok := editControl(string(text), url, path)
+	edited, ok := editControl(string(text), e.host, url, path)
 	if !ok {
 		return fmt.Errorf("%s: [control] cannot be set here: write url = %q and ca = %q below [control] by hand", e.config, url, path)
 	}
@@ -192,9 +206,9 @@ func (e enrolling) writeControl(c *cobra.Command, url string, ca []byte) error {
 	return writeOutput(c, e.config, []byte(edited), info.Mode().Perm())
 }
 
-// editControl is the settings with url and ca set, if that can be done and
-// changes nothing else.
-func editControl(text, url, ca string) (edited string, ok bool) {
+// editControl is the settings with url and ca set, and with a host's id if there
+// is one, if that can be done and changes nothing else.
+func editControl(text, host, url, ca string) (edited string, ok bool) {
 	was, err := agent.ParseSettings([]byte(text))
 	if err != nil {
 		return "", false
@@ -203,11 +217,17 @@ func editControl(text, url, ca string) (edited string, ok bool) {
 	if ca != "" || was.Control != nil && was.Control.CA != "" {
 		edited = setControl(edited, "ca", ca)
 	}
+	if host != "" && was.HostID != host {
+		edited = setTop(edited, hostIDLine, fmt.Sprintf("host_id = %q", host))
+	}
 	now, err := agent.ParseSettings([]byte(edited))
 	if err != nil || now.Control == nil || now.Control.URL != url || now.Control.CA != ca {
 		return "", false
 	}
 	was.Control, now.Control = nil, nil
+	if host != "" && now.HostID == host {
+		was.HostID, was.HostFrom, was.HostNote, was.HostRefused = now.HostID, now.HostFrom, now.HostNote, now.HostRefused
+	}
 	return edited, reflect.DeepEqual(was, now)
 }
 

@@ -26,12 +26,30 @@ func TestSetControl(t *testing.T) {
 	}
 }
 
+// Who says which machine this is has host_id set too, and nothing else.
+func TestEditControl(t *testing.T) {
+	const control = "\n[control]\nurl = \"https://c\"\n"
+	for in, want := range map[string]string{
+		"# mine\nhost_id = \"auto\" # by itself\nguard = [22]\n": "# mine\nhost_id = \"/vm\"\nguard = [22]\n" + control,
+		"host_id = \"/vm\"\n": "host_id = \"/vm\"\n" + control,
+	} {
+		if got, ok := editControl(in, "/vm", "https://c", ""); !ok || got != want {
+			t.Errorf("%q\nbecomes %q, %v\nwant    %q", in, got, ok, want)
+		}
+	}
+	for _, in := range []string{"host_id = \"\"\"\n[control]\n\"\"\"\n", "guard = 22\n"} {
+		if got, ok := editControl(in, "/vm", "https://c", ""); ok {
+			t.Errorf("%q becomes %q", in, got)
+		}
+	}
+}
+
 func FuzzEditControl(f *testing.F) {
 	f.Add("host_id = \"a\"\n[control]\nurl = \"https://b\"\n")
 	f.Add("host_id = \"a\"\n# [control]\n")
 	f.Add("host_id = \"\"\"\n[control]\n\"\"\"\n[control]\nurl=\"https://c\"")
 	f.Fuzz(func(t *testing.T, text string) {
-		edited, ok := editControl(text, "https://c", "/ca.pem")
+		edited, ok := editControl(text, "", "https://c", "/ca.pem")
 		if !ok {
 			return
 		}

@@ -51,7 +51,7 @@ func TestPage(t *testing.T) {
 		"join": func(command string) string {
 			dir := t.TempDir()
 			config := filepath.Join(dir, "agent.toml")
-			text := fmt.Sprintf("host_id = %q\nmode = \"observe\"\ninbox_dir = %q\nstate_dir = %q\nsocket = %q\n[control]\nidentity_dir = %q\n", other,
+			text := fmt.Sprintf("host_id = \"auto\"\nmode = \"observe\"\ninbox_dir = %q\nstate_dir = %q\nsocket = %q\n[control]\nidentity_dir = %q\n",
 				filepath.Join(dir, "inbox"), filepath.Join(dir, "state"), filepath.Join(dir, "agent.sock"), filepath.Join(dir, "fetch"))
 			if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 				t.Error(err)

@@ -509,8 +509,12 @@ at the scope, as often as --uses says, until it expires. It is shown once.`,
 				if asJSON {
 					return printJSON(c.OutOrStdout(), map[string]any{"token": token, "id": j.ID, "scope": j.Scope, "uses": j.Uses, "expires": j.Expires})
 				}
-				fmt.Fprintf(c.OutOrStdout(), "%s\nJoin token %s for %s: %d uses, until %s. It is not shown again.\nOn the host, as root:\n  jitgate enroll --control %s --token %[1]s\n",
-					token, j.ID, j.Scope, j.Uses, date(j.Expires), ctx.Value(publicKey{}))
+				host := ""
+				if vm != "" {
+					host = " --host-id " + vm
+				}
+				fmt.Fprintf(c.OutOrStdout(), "%s\nJoin token %s for %s: %d uses, until %s. It is not shown again.\nOn the host, as root:\n  jitgate enroll --control %s --token %[1]s%s\n",
+					token, j.ID, j.Scope, j.Uses, date(j.Expires), ctx.Value(publicKey{}), host)
 				return nil
 			})
 		},

@@ -196,7 +196,7 @@ type joiningData struct {
 // madeJoin is a join token that was made just now, and what to do with it.
 type madeJoin struct {
 	control.Join
-	HostID   command // the line of the settings; empty: the token is for any machine of a scope
+	One      bool // it is for one machine, which the command names
 	Commands []command
 }
 
@@ -273,12 +273,11 @@ func (c *call) makeJoin(d joiningData) (*madeJoin, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := &madeJoin{Join: j, Commands: []command{
-		{"enroll", "jitgate enroll --control " + c.PublicURL + " --token " + token},
-		{"systemctl", "systemctl restart jitgate && systemctl start jitgate-fetch"},
-	}}
-	if id, err := control.ParseVMID(d.Scope); err == nil {
-		made.HostID = command{"host_id", `host_id = "` + id.String() + `"`}
+	enroll := "jitgate enroll --control " + c.PublicURL + " --token " + token
+	id, err := control.ParseVMID(d.Scope)
+	one := err == nil
+	if one {
+		enroll += " --host-id " + id.String()
 	}
-	return made, nil
+	return &madeJoin{Join: j, One: one, Commands: []command{{"enroll", enroll}, {"systemctl", "systemctl restart jitgate && systemctl start jitgate-fetch"}}}, nil
 }

@@ -182,7 +182,7 @@ func TestJoining(t *testing.T) {
 		t.Fatalf("%d %v", w.Code, w.Header())
 	}
 	harmlessPage(t, "the page with a token", page)
-	has(t, page, "jitgate enroll --control "+here+" --token jgj_", `host_id = &#34;`+web1.String()+`&#34;`, "systemctl restart jitgate")
+	has(t, page, "jitgate enroll --control "+here+" --token jgj_", " --host-id "+web1.String(), "systemctl restart jitgate")
 	token := regexp.MustCompile(`jgj_[-_A-Za-z0-9]+`).FindString(page)
 	page = owner.page("/ui/settings/joining")
 	lacks(t, page, token) // it is shown once
