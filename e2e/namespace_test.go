@@ -145,16 +145,24 @@ const answerTime = 300 * time.Millisecond
 // call sends the first packet on a way. The caller closes the socket.
 func (n *namespace) call(w way) (fd int, err error) {
 	number, protocol, _ := strings.Cut(w.port, "/")
-	var port int
+	var port uint16
 	if _, err := fmt.Sscan(number, &port); err != nil {
 		return -1, err
 	}
 	source, target := netip.MustParseAddr(w.source), netip.MustParseAddr(vm4)
-	family := unix.AF_INET
 	if source.Is6() {
-		family, target = unix.AF_INET6, netip.MustParseAddr(vm6)
+		target = netip.MustParseAddr(vm6)
 	}
-	kind := unix.SOCK_STREAM
+	return n.send(protocol, source, netip.AddrPortFrom(target, port))
+}
+
+// send sends the first packet from an address to another, of one family. The
+// caller closes the socket.
+func (n *namespace) send(protocol string, source netip.Addr, target netip.AddrPort) (fd int, err error) {
+	family, kind := unix.AF_INET, unix.SOCK_STREAM
+	if source.Is6() {
+		family = unix.AF_INET6
+	}
 	if protocol == "udp" {
 		kind = unix.SOCK_DGRAM
 	}
@@ -164,7 +172,7 @@ func (n *namespace) call(w way) (fd int, err error) {
 	}
 	err = os.NewSyscallError("bind", unix.Bind(fd, sockaddr(source, 0)))
 	if err == nil {
-		if err = os.NewSyscallError("connect", unix.Connect(fd, sockaddr(target, port))); errors.Is(err, unix.EINPROGRESS) {
+		if err = os.NewSyscallError("connect", unix.Connect(fd, sockaddr(target.Addr(), int(target.Port())))); errors.Is(err, unix.EINPROGRESS) {
 			err = nil
 		}
 	}
@@ -191,8 +199,13 @@ func (n *namespace) knock(w way, wait time.Duration) (open bool, err error) {
 	if strings.HasSuffix(w.port, "/udp") {
 		ready = unix.POLLIN
 	}
-	answered, err := poll(fd, ready, wait)
-	if err != nil || !answered {
+	return answered(fd, ready, wait)
+}
+
+// answered reports whether the other end answers what was sent.
+func answered(fd int, ready int16, wait time.Duration) (bool, error) {
+	came, err := poll(fd, ready, wait)
+	if err != nil || !came {
 		return false, err
 	}
 	result, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
