@@ -16,7 +16,7 @@ export GOFLAGS = -buildvcs=false
 export PATH := $(shell ./setup.sh path):$(PATH)
 GO_BUILD = go build -trimpath -ldflags "$(LDFLAGS)"
 
-.PHONY: help setup build test model race fuzz bench bench-fleet lists demo play screenshots lint cross check package msi pkglint repo machines e2e e2e-vm e2e-wine clean
+.PHONY: help setup build test model race fuzz bench bench-fleet lists demo play screenshots lint cross check package msi pkglint repo machines e2e e2e-vm e2e-wine soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -72,7 +72,7 @@ lint: setup ## gofmt, vet, staticcheck, on Linux and Windows
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these files"; exit 1; }
 	go vet ./...
 	GOOS=windows go vet ./...
-	go vet -tags vm,wine ./e2e
+	go vet -tags vm,wine,soak ./e2e
 	go tool staticcheck ./...
 	GOOS=windows $$(go tool -n staticcheck) ./...
 
@@ -111,6 +111,14 @@ e2e-vm: build ## the same in a Debian 12 under QEMU: its own kernel, real boots,
 e2e-wine: setup ## the installer and the program under Wine, which has no firewall: see docs/windows.md
 	@./e2e/wine.sh >/dev/null
 	go test -tags wine -timeout 30m -count=1 -v -run 'TestWine' ./e2e
+
+MINUTES ?= 30
+SEED ?= 0
+
+# The schedule is SEED's; 0 draws one.
+soak: AGENTS = 200
+soak: setup ## MINUTES (30) of random requests, edits, revocations and faults on AGENTS real hosts (200): docs/testing.md
+	JITGATE_CI=1 go test -tags soak -timeout 0 -count=1 -v -run '^TestSoak' ./e2e -args -agents $(AGENTS) -minutes $(MINUTES) -seed $(SEED)
 
 clean: ## remove what was built
 	rm -rf bin dist
