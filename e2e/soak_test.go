@@ -753,7 +753,11 @@ func (s *soak) knock(h *soakHost, d door) (open bool, err error) {
 		return false, err
 	}
 	defer unix.Close(fd)
-	return answered(fd, unix.POLLOUT, answerTime)
+	open, err = answered(fd, unix.POLLOUT, answerTime)
+	if errors.Is(err, unix.ETIMEDOUT) { // the machine stood still for minutes
+		return false, nil
+	}
+	return open, err
 }
 
 // doors are all there are.
