@@ -107,7 +107,7 @@ func (s *soak) disrupt(ctx, acting context.Context, r *rand.Rand) {
 		if busy {
 			continue
 		}
-		s.count("× " + f.name)
+		s.count(asFault + f.name)
 		s.all.Go(func() {
 			if err := f.happen(s, ctx, h, d); err != nil {
 				if ctx.Err() == nil {
@@ -197,7 +197,7 @@ func (s *soak) killPlane(ctx, acting context.Context, r *rand.Rand) {
 			return
 		}
 		settle := s.disturbAll()
-		s.count("× kill -9 of the control plane")
+		s.count(asFault + "kill -9 of the control plane")
 		s.plane.kill()
 		wait(ctx, time.Duration(100+r.IntN(14_900))*time.Millisecond)
 		s.startPlane()
@@ -228,7 +228,7 @@ func (s *soak) attendTime(ctx context.Context) {
 	for last := time.Now(); wait(ctx, standstill/6); {
 		if stood := time.Since(last); stood > standstill {
 			s.say("the machine stood still for %s", stood.Round(time.Second))
-			s.count("× standstill of the machine")
+			s.count(asFault + "standstill of the machine")
 			s.disturbAll()(planeSettles)
 		}
 		last = time.Now()

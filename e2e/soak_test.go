@@ -42,6 +42,8 @@ const (
 	leastFault  = 2 * time.Second  // between two faults
 	sweeps      = 10               // a second, of all doors of a host
 
+	restsWithin = 10 * time.Minute // after the last fault; a standstill is one
+
 	mostViolations = 20 // of one run
 )
 
@@ -637,7 +639,7 @@ func (s *soak) request(ctx context.Context, h *soakHost, port uint16, source net
 	case a.status/100 == 2:
 		s.violated(h, "the policy does not let %s ask for port %d, and it was granted", source, port)
 	default:
-		if !a.perhaps {
+		if p.may = time.Now().Add(length + pastEnd); !a.perhaps {
 			h.ledger.refused(p)
 		}
 		s.count("requests refused")
@@ -682,8 +684,9 @@ func (s *soak) extend(ctx context.Context, h *soakHost, p *promise, length time.
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if a.status/100 != 2 {
-		if !a.perhaps {
-			p.may, p.must, p.acked = may, must, acked
+		p.may, p.must, p.acked = may, must, acked
+		if a.perhaps { // the try before may have extended it, or shortened it
+			p.may, p.acked = later(may, time.Now().Add(length+pastEnd)), time.Time{}
 		}
 		s.count("extensions refused")
 		if time.Now().Before(must) && a.code != "TooManyGrants" {
@@ -692,11 +695,16 @@ func (s *soak) extend(ctx context.Context, h *soakHost, p *promise, length time.
 		return
 	}
 	answered := time.Now()
-	p.acked, p.must, p.may = answered, now.Add(length-beforeEnd), answered.Add(length+pastEnd)
-	if may.After(p.may) {
-		p.may = may // it was shortened, and the host may not have heard of it
-	}
+	p.acked, p.must = answered, now.Add(length-beforeEnd)
+	p.may = later(may, answered.Add(length+pastEnd)) // of a shortened one the host may not have heard
 	s.count("extensions")
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // edit gives a host other rules. What they leave no room for ends.
@@ -813,7 +821,7 @@ func (s *soak) look(h *soakHost, list []door, quiet bool) (missed []door) {
 			case err != nil:
 				s.violatedAt(h, d, "cannot be tried: %v", err)
 			case open && !may && left:
-				s.count("packets let in while nothing guarded")
+				s.count(unguarded)
 			case open && !may && quiet:
 				missed = append(missed, d)
 			case open && !may:
@@ -821,7 +829,7 @@ func (s *soak) look(h *soakHost, list []door, quiet bool) (missed []door) {
 			case !open && must:
 				missed = append(missed, d)
 			}
-			s.count(map[bool]string{true: "connects let in", false: "connects dropped"}[open])
+			s.count(map[bool]string{true: letIn, false: notLetIn}[open])
 		})
 	}
 	all.Wait()
@@ -852,6 +860,12 @@ func (s *soak) comesRight(ctx context.Context, when string) {
 				sure := s.steady() && h.ledger.sure(now)
 				h.mu.Unlock()
 				switch {
+				case !sure && now.Sub(begun) > restsWithin:
+					failed.Store(true)
+					for _, d := range doors() {
+						s.violatedAt(h, d, "is not sure %s, and nothing happens any more", when)
+					}
+					return
 				case !sure:
 					since = time.Time{}
 				case len(missed) == 0:
@@ -875,6 +889,16 @@ func (s *soak) comesRight(ctx context.Context, when string) {
 		s.say("every door of every host was as promised after %s", time.Since(begun).Round(time.Second))
 	}
 }
+
+// What is counted beside calls.
+const (
+	asFault  = "fault: "
+	asPacket = "packets "
+
+	letIn     = asPacket + "let in"
+	notLetIn  = asPacket + "dropped"
+	unguarded = asPacket + "let in while nothing guarded"
+)
 
 func (s *soak) count(what string) {
 	s.mu.Lock()

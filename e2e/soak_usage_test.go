@@ -260,10 +260,19 @@ func (s *soak) progress(ctx context.Context) {
 		load, _ := os.ReadFile("/proc/loadavg")
 		one, _, _ := strings.Cut(string(load), " ")
 		s.mu.Lock()
-		violations := s.violations
+		faults, actions := 0, 0
+		for what, n := range s.counts {
+			switch {
+			case strings.HasPrefix(what, asFault):
+				faults += n
+			case !strings.HasPrefix(what, asPacket):
+				actions += n
+			}
+		}
+		violations, in, dropped := s.violations, s.counts[letIn], s.counts[notLetIn]
 		s.mu.Unlock()
-		s.say("%d violations; load %s; MB resident: agent %d, fetcher %d, control plane %d; %s", violations, one,
-			median(resident[0])>>20, median(resident[1])>>20, median(resident[2])>>20, s.counted())
+		s.say("%d calls, %d faults, connects: %d let in, %d dropped; %d violations; MB resident: agent %d, fetcher %d, control plane %d; load %s",
+			actions, faults, in, dropped, violations, median(resident[0])>>20, median(resident[1])>>20, median(resident[2])>>20, one)
 	}
 }
 
