@@ -57,7 +57,10 @@ func (n *namespace) do(f func()) {
 // start starts cmd in the namespace. It is killed when the test's process
 // ends, however that comes about.
 func (n *namespace) start(cmd *exec.Cmd) (err error) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	n.do(func() { err = cmd.Start() })
 	return err
 }

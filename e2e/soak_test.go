@@ -66,7 +66,8 @@ var (
 const (
 	soakGroup    = "/subscriptions/" + subscription + "/resourceGroups/soak"
 	soakGateway4 = "10.77.255.254"
-	perPolicy    = 20 // hosts
+	perPolicy    = 20          // hosts
+	firstUser    = 700_000_000 // nobody's
 )
 
 // soak is the whole: a control plane, its hosts, and what was promised of them.
@@ -100,6 +101,7 @@ type soakHost struct {
 	*host
 	id     string
 	v4, v6 netip.Addr
+	user   uint32 // who its programs are: what the kernel lets a user have is for a host
 
 	guard, fetcher *program // restarted by one fault at a time
 
@@ -179,6 +181,10 @@ func newSoak(t *testing.T) *soak {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The programs run as others.
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(programs, 0o755)); err != nil {
+		t.Fatal(err)
+	}
 	s := &soak{t: t, dir: dir, outside: newNamespace(t), counts: map[string]int{}}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -241,8 +247,13 @@ func (s *soak) newHost(number int) *soakHost {
 		id:   soakGroup + "/providers/Microsoft.Compute/virtualMachines/" + name,
 		v4:   netip.AddrFrom4([4]byte{10, 77, byte(1 + number/250), byte(1 + number%250)}),
 		v6:   netip.MustParseAddr(fmt.Sprintf("fd77:1::%x", 1+number)),
+		user: firstUser + uint32(number),
 	}
-	if err := errors.Join(os.Mkdir(h.dir, 0o755), os.Mkdir(h.path("inbox"), 0o755)); err != nil {
+	err = os.Mkdir(h.dir, 0o755)
+	for _, dir := range []string{"inbox", "state", "run", "fetch"} {
+		err = errors.Join(err, os.Mkdir(h.path(dir), 0o755), os.Chown(h.path(dir), int(h.user), int(h.user)))
+	}
+	if err := errors.Join(err, os.Symlink("run/agent.sock", h.path("agent.sock"))); err != nil {
 		t.Fatal(err)
 	}
 	cable := fmt.Sprintf("p%d", number)
@@ -262,7 +273,7 @@ func (s *soak) newHost(number int) *soakHost {
 	guard := strings.Join(strings.Fields(fmt.Sprint(soakPorts)), ", ")
 	h.settings = map[string]string{
 		"host_id": quote(h.id), "mode": quote("enforce"), "guard": guard,
-		"inbox_dir": quote(h.path("inbox")), "state_dir": quote(h.path("state")), "socket": quote(h.path("agent.sock")),
+		"inbox_dir": quote(h.path("inbox")), "state_dir": quote(h.path("state")), "socket": quote(h.path("run", "agent.sock")),
 	}
 	config := h.writeSettings("agent.toml", h.settings)
 	text, err := os.ReadFile(config)
@@ -353,6 +364,10 @@ func (s *soak) launch(h *soakHost, log string, args ...string) (*program, error)
 	defer to.Close()
 	p := &program{cmd: h.on(args...), ended: make(chan struct{}), expects: make(chan struct{}), since: time.Now()}
 	p.cmd.Stdout, p.cmd.Stderr = to, to
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: h.user, Gid: h.user},
+		AmbientCaps: []uintptr{unix.CAP_NET_ADMIN}, // as the agent's unit has it
+	}
 	if err := h.vm.start(p.cmd); err != nil {
 		return nil, err
 	}
@@ -573,7 +588,7 @@ func (s *soak) call(ctx context.Context, method, path string, body any) (a answe
 		a.status, a.body, err = s.callOnce(ctx, method, path, body)
 		if err != nil {
 			a.perhaps = true
-			s.count("calls without an answer")
+			s.count(asTry + "without an answer")
 			continue
 		}
 		refusal, _ := a.body["error"].(map[string]any)
@@ -581,7 +596,7 @@ func (s *soak) call(ctx context.Context, method, path string, body any) (a answe
 		switch {
 		case a.status == http.StatusServiceUnavailable || a.status == http.StatusTooManyRequests && a.code != "TooManyGrants":
 			a.perhaps = a.perhaps || a.status == http.StatusServiceUnavailable
-			s.count("calls told to come back")
+			s.count(asTry + "told to come back")
 			continue
 		case a.status/100 == 5:
 			s.violated(nil, "%s %s is answered %d: %v", method, path, a.status, a.body)
@@ -894,6 +909,7 @@ func (s *soak) comesRight(ctx context.Context, when string) {
 const (
 	asFault  = "fault: "
 	asPacket = "packets "
+	asTry    = "tries "
 
 	letIn     = asPacket + "let in"
 	notLetIn  = asPacket + "dropped"

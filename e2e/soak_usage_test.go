@@ -265,7 +265,7 @@ func (s *soak) progress(ctx context.Context) {
 			switch {
 			case strings.HasPrefix(what, asFault):
 				faults += n
-			case !strings.HasPrefix(what, asPacket):
+			case !strings.HasPrefix(what, asPacket) && !strings.HasPrefix(what, asTry):
 				actions += n
 			}
 		}
