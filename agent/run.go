@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
+
 	"github.com/jitgate/jitgate/audit"
 	"github.com/jitgate/jitgate/local"
 )
@@ -26,10 +28,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	defer release()
 	a.Load()
 	// Watch before the first look, so that nothing falls between.
-	watch, err := newInboxWatch(a.Settings.InboxDir, a.Log)
-	if err != nil {
-		return err
-	}
+	watch := newInboxWatch(a.Settings.InboxDir, a.Log, fsnotify.NewWatcher)
 	defer watch.close()
 	wake, err := newAlarm()
 	if err != nil {

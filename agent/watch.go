@@ -11,7 +11,8 @@ import (
 
 // inboxWatch tells when something was delivered. It works in a goroutine of its
 // own: what it asks of the file system may never be answered. Without it the
-// look every 30 seconds goes on.
+// look every 30 seconds goes on: a user has so many inotify instances and no
+// more, and a host with none left is guarded all the same.
 type inboxWatch struct {
 	C     chan struct{} // something was delivered, or may have been
 	again chan struct{}
@@ -19,28 +20,40 @@ type inboxWatch struct {
 }
 
 // newInboxWatch watches dir. It waits until that is so, but not for ever.
-func newInboxWatch(dir string, log hclog.Logger) (*inboxWatch, error) {
-	watcher, err := fsnotify.NewWatcher()
-	if err != nil {
-		return nil, fmt.Errorf("watch: %w", err)
-	}
+func newInboxWatch(dir string, log hclog.Logger, watcher func() (*fsnotify.Watcher, error)) *inboxWatch {
 	w := &inboxWatch{C: make(chan struct{}, 1), again: make(chan struct{}, 1), end: make(chan struct{})}
 	ready := make(chan struct{})
 	go func() {
-		defer watcher.Close()
-		w.add(watcher, dir, log)
+		var by *fsnotify.Watcher // nil: none was to be had yet
+		var events chan fsnotify.Event
+		var failures chan error
+		look := func() {
+			if by == nil {
+				made, err := watcher()
+				if err != nil {
+					log.Warn("inbox watch", "error", err)
+					return
+				}
+				by, events, failures = made, made.Events, made.Errors
+			}
+			w.add(by, dir, log)
+		}
+		look()
 		close(ready)
 		for {
 			select {
 			case <-w.end:
+				if by != nil {
+					by.Close()
+				}
 				return
 			case <-w.again:
-				w.add(watcher, dir, log)
-			case event := <-watcher.Events:
+				look()
+			case event := <-events:
 				if isDocument(event) {
 					tell(w.C)
 				}
-			case err := <-watcher.Errors:
+			case err := <-failures:
 				log.Warn("inbox watch", "error", err)
 			}
 		}
@@ -50,7 +63,7 @@ func newInboxWatch(dir string, log hclog.Logger) (*inboxWatch, error) {
 	case <-time.After(inboxSilence):
 		log.Warn("inbox watch", "error", fmt.Sprintf("%s: no answer within %s", dir, inboxSilence))
 	}
-	return w, nil
+	return w
 }
 
 // add watches the directory unless it is watched already: it may have been
