@@ -513,8 +513,8 @@ at the scope, as often as --uses says, until it expires. It is shown once.`,
 				if vm != "" {
 					host = " --host-id " + vm
 				}
-				fmt.Fprintf(c.OutOrStdout(), "%s\nJoin token %s for %s: %d uses, until %s. It is not shown again.\nOn the host, as root:\n  jitgate enroll --control %s --token %[1]s%s\n",
-					token, j.ID, j.Scope, j.Uses, date(j.Expires), ctx.Value(publicKey{}), host)
+				fmt.Fprintf(c.OutOrStdout(), "%s\nJoin token %s for %s: %d uses, until %s. It is not shown again.\nOn the host, as root:\n  jitgate enroll --control %s --token %s%s\n",
+					token, j.ID, j.Scope, j.Uses, date(j.Expires), ctx.Value(publicKey{}), token, host)
 				return nil
 			})
 		},

@@ -94,7 +94,12 @@ func TestAccess(t *testing.T) {
 		if got := does(t, "join", "list", "--data", dir); strings.Contains(got, token.ID) {
 			t.Errorf("join list after revoke: %s", got)
 		}
-		if got := does(t, "join", "create", "--vm", vm1, "--data", dir); !strings.Contains(got, "jitgate enroll --control https://") || serving && !strings.Contains(got, "--control "+r.url+" --token jgj_") {
+		at := "https://"
+		if serving {
+			at = r.url
+		}
+		command := regexp.MustCompile(`\n  jitgate enroll --control ` + regexp.QuoteMeta(at) + `\S* --token jgj_[-\w]+ --host-id ` + regexp.QuoteMeta(vm1) + `\n`)
+		if got := does(t, "join", "create", "--vm", vm1, "--data", dir); !command.MatchString(got) {
 			t.Errorf("join create: %s", got)
 		}
 		refuses(t, exitUsage, "--vm: ", "join", "create", "--vm", "web1", "--data", dir)
