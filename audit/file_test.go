@@ -124,6 +124,7 @@ func TestThreatForgesFields(t *testing.T) {
 	}
 	l.Close()
 	l = NewFile(dir)
+	defer l.Close()
 	record(t, l, AgentStarted)
 	lines := chain(t, dir)
 	if len(lines) != 6 || lines[4]["requestor"] != hostile {
