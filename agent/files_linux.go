@@ -179,15 +179,40 @@ func (w *walk) open(name string, t terms) (*os.File, error) {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), path)
-	if err := w.plain(fd, path, t); err != nil {
+	err = w.plain(fd, path, t)
+	if err == nil && !t.named {
+		err = w.still(fd, name)
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
-// plain judges the open file. One with no name was replaced just now, and is
-// what had been delivered.
+// still reports whether the one name that an open file has is this one. It may
+// have had two, and this one been removed before they were counted. One with no
+// name was replaced just now, and is what had been delivered.
+func (w *walk) still(fd int, name string) error {
+	st, err := stat(fd)
+	if err == nil && st.Nlink > 0 {
+		var named unix.Stat_t
+		for {
+			if err = unix.Fstatat(w.fd, name, &named, unix.AT_SYMLINK_NOFOLLOW); !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+		if err == nil && (named.Dev != st.Dev || named.Ino != st.Ino) {
+			err = unix.ENOENT // whatever is there now is told of by itself
+		}
+	}
+	if err != nil {
+		return &fs.PathError{Op: "stat", Path: filepath.Join(w.path, name), Err: err}
+	}
+	return nil
+}
+
+// plain judges the open file.
 func (w *walk) plain(fd int, path string, t terms) error {
 	st, err := stat(fd)
 	if err != nil {

@@ -565,10 +565,9 @@ func TestDeliveredWithoutAgent(t *testing.T) {
 	if err := os.Chown(h.path("inbox"), fetcher, fetcher); err != nil {
 		t.Fatal(err)
 	}
-	h.deliver("grants.json", h.realm.sign("grants", h.realm.list(1)))
-	if err := os.Chown(h.path("inbox", "grants.json"), fetcher, fetcher); err != nil {
-		t.Fatal(err)
-	}
+	h.place("grants.json", func(path string) error {
+		return errors.Join(os.WriteFile(path, h.realm.sign("grants", h.realm.list(1)), 0o644), os.Chown(path, fetcher, fetcher))
+	})
 	h.until("version 1 should be in force", func(s status) bool { return s.document("grants").Version == 1 })
 	h.kill()
 

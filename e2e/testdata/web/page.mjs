@@ -14,10 +14,6 @@ const door = await (await context()).newPage();
 await door.goto(base + "/");
 await shot(door, "sign-in", { height: 420 });
 
-const door = await (await context()).newPage();
-await door.goto(base + "/");
-await shot(door, "sign-in", { height: 420 });
-
 // --- sign in, by keyboard alone ---
 const stranger = await (await context()).newPage();
 await stranger.goto(base + "/ui/vms?tab=NotConfigured");
