@@ -446,7 +446,9 @@ func TestLive(t *testing.T) {
 	}
 	// A person has so many streams and no more.
 	again := s.signedIn(s.owner)
+	s.web.mu.Lock()
 	s.web.streams["local:admin"] = mostStreams
+	s.web.mu.Unlock()
 	if w := again.get("/ui/live?at=/ui/vms"); w.Code != http.StatusTooManyRequests {
 		t.Errorf("one more stream: %d", w.Code)
 	}
