@@ -179,41 +179,16 @@ func (w *walk) open(name string, t terms) (*os.File, error) {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), path)
-	err = w.plain(fd, path, t)
-	if err == nil && !t.named {
-		err = w.still(fd, name)
-	}
-	if err != nil {
+	if err := w.plain(fd, name, t); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
-// still reports whether the one name that an open file has is this one. It may
-// have had two, and this one been removed before they were counted. One with no
-// name was replaced just now, and is what had been delivered.
-func (w *walk) still(fd int, name string) error {
-	st, err := stat(fd)
-	if err == nil && st.Nlink > 0 {
-		var named unix.Stat_t
-		for {
-			if err = unix.Fstatat(w.fd, name, &named, unix.AT_SYMLINK_NOFOLLOW); !errors.Is(err, unix.EINTR) {
-				break
-			}
-		}
-		if err == nil && (named.Dev != st.Dev || named.Ino != st.Ino) {
-			err = unix.ENOENT // whatever is there now is told of by itself
-		}
-	}
-	if err != nil {
-		return &fs.PathError{Op: "stat", Path: filepath.Join(w.path, name), Err: err}
-	}
-	return nil
-}
-
 // plain judges the open file.
-func (w *walk) plain(fd int, path string, t terms) error {
+func (w *walk) plain(fd int, name string, t terms) error {
+	path := filepath.Join(w.path, name)
 	st, err := stat(fd)
 	if err != nil {
 		return &fs.PathError{Op: "stat", Path: path, Err: err}
@@ -228,7 +203,28 @@ func (w *walk) plain(fd int, path string, t terms) error {
 	case writable(st):
 		return fmt.Errorf("%s is writable by group or others: chmod go-w %[1]s", path)
 	}
-	return nil
+	if t.named {
+		return nil
+	}
+	return w.still(fd, name)
+}
+
+// still reports whether the one name that an open file has is this one. It may
+// have had two, and this one been removed before they were counted. One with no
+// name was replaced just now, and is what had been delivered: that is looked at
+// last.
+func (w *walk) still(fd int, name string) error {
+	there, err := statat(w.fd, name)
+	st, failed := stat(fd)
+	switch {
+	case failed != nil:
+		err = failed
+	case st.Nlink == 0, err == nil && there.Dev == st.Dev && there.Ino == st.Ino:
+		return nil
+	case err == nil:
+		err = unix.ENOENT // whatever is there now is told of by itself
+	}
+	return &fs.PathError{Op: "stat", Path: filepath.Join(w.path, name), Err: err}
 }
 
 // explain says what an error at the file itself is about.
@@ -243,7 +239,7 @@ func (w *walk) explain(name string, err error) error {
 	return err
 }
 
-// openat and stat go on after a signal: the runtime sends some, and what a file
+// openat, stat and statat go on after a signal: the runtime sends some, and what a file
 // server has to answer can end with them.
 func openat(dir int, name string, flags int) (fd int, err error) {
 	for {
@@ -256,6 +252,14 @@ func openat(dir int, name string, flags int) (fd int, err error) {
 func stat(fd int) (st unix.Stat_t, err error) {
 	for {
 		if err = unix.Fstat(fd, &st); !errors.Is(err, unix.EINTR) {
+			return st, err
+		}
+	}
+}
+
+func statat(dir int, name string) (st unix.Stat_t, err error) {
+	for {
+		if err = unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); !errors.Is(err, unix.EINTR) {
 			return st, err
 		}
 	}

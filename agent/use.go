@@ -36,7 +36,7 @@ type use struct {
 	Kept      int                 `json:"kept,omitempty"` // sessions that outlived it
 
 	loaded bool                    // from an earlier agent, and not compared with the platform yet
-	at     map[firewall.FlowID]int // where each connection is among Flows
+	at     map[firewall.FlowID]int // see places
 }
 
 // tally is how often and how much.
@@ -98,8 +98,7 @@ func (u *use) covers(d firewall.Door) bool {
 // begin counts a connection that began at a time.
 func (u *use) begin(f firewall.Flow, at time.Time) {
 	u.Sum.Begun.add(at)
-	u.index(f.FlowID) // so that there is an index
-	u.at[f.FlowID] = len(u.Flows)
+	u.places()[f.FlowID] = len(u.Flows)
 	u.Flows = append(u.Flows, usedFlow{ID: f.FlowID, Began: at, Open: true})
 	u.update(len(u.Flows)-1, f)
 }
@@ -122,28 +121,24 @@ func (u *use) update(i int, f firewall.Flow) {
 // fold ends its i-th connection with what is known of it. The last one takes
 // its place.
 func (u *use) fold(i int) {
-	u.index(u.Flows[i].ID)
-	gone, last := u.Flows[i], len(u.Flows)-1
+	at, gone, last := u.places(), u.Flows[i], len(u.Flows)-1
 	u.Sum.In, u.Sum.Out = u.Sum.In.Plus(gone.In), u.Sum.Out.Plus(gone.Out)
 	u.Flows[i] = u.Flows[last]
-	u.at[u.Flows[i].ID] = i
-	delete(u.at, gone.ID)
+	at[u.Flows[i].ID] = i
+	delete(at, gone.ID)
 	u.Flows = u.Flows[:last]
 }
 
-// index returns where a connection is among Flows, or -1. Whoever is let in
-// can make thousands a second: none is searched for.
-func (u *use) index(id firewall.FlowID) int {
+// places says where each connection is among Flows. Whoever is let in can make
+// thousands a second: none is searched for.
+func (u *use) places() map[firewall.FlowID]int {
 	if u.at == nil {
 		u.at = make(map[firewall.FlowID]int, len(u.Flows))
 		for i, f := range u.Flows {
 			u.at[f.ID] = i
 		}
 	}
-	if i, known := u.at[id]; known {
-		return i
-	}
-	return -1
+	return u.at
 }
 
 // open counts the sessions that go on.
@@ -232,7 +227,7 @@ func (l uses) take(list []firewall.Flow, adopt func(*use) bool, wall func(firewa
 	for _, f := range list {
 		known := false
 		for _, u := range l {
-			if i := u.index(f.FlowID); i >= 0 {
+			if i, is := u.places()[f.FlowID]; is {
 				known = true
 				u.update(i, f)
 			}
