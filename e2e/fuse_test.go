@@ -24,7 +24,9 @@ type remote struct {
 	mu     sync.Mutex
 	files  map[string][]byte
 	day    badDay
-	parked [][]byte // requests that were not answered
+	parked [][]byte          // requests that were not answered
+	opened map[uint64][]byte // what a file had when it was opened, by handle
+	handle uint64            // the last one
 }
 
 // badDay is what the server does wrong.
@@ -43,7 +45,7 @@ type badDay struct {
 // mountRemote puts a file system with the same files over a directory.
 func mountRemote(t *testing.T, dir string) *remote {
 	t.Helper()
-	r := &remote{dir: dir, files: map[string][]byte{}}
+	r := &remote{dir: dir, files: map[string][]byte{}, opened: map[uint64][]byte{}}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -84,6 +86,9 @@ func (r *remote) has(day badDay) {
 	defer r.mu.Unlock()
 	r.day = day
 	if !day.silent {
+		if len(r.parked) > 0 {
+			clear(r.opened) // whoever waited gets what lies there now
+		}
 		for _, request := range r.parked {
 			r.answer(request)
 		}
@@ -92,7 +97,8 @@ func (r *remote) has(day badDay) {
 }
 
 // put changes a file, as somebody on another machine does: the kernel here is
-// not told.
+// not told. Whoever has it open reads on in the one before, so that no read that
+// began on a good day gets what was put there on a bad one.
 func (r *remote) put(name string, content []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -188,11 +194,17 @@ func (r *remote) answer(request []byte) {
 		word(0, 0)
 		attributes(node)
 	case fuseOpen:
-		failed = r.day.open
-		number(0)
+		if failed = r.day.open; failed == 0 {
+			r.handle++
+			r.opened[r.handle] = r.files[names[node]]
+		}
+		number(r.handle)
 		word(1, 0) // FOPEN_DIRECT_IO: the size does not say where a file ends
 	case fuseRead:
-		content := r.files[names[node]]
+		content, ok := r.opened[binary.NativeEndian.Uint64(body)]
+		if !ok {
+			content = r.files[names[node]]
+		}
 		from, size := binary.NativeEndian.Uint64(body[8:]), uint64(binary.NativeEndian.Uint32(body[16:]))
 		if r.day.read != 0 && from > 0 || r.day.short {
 			size = min(size, 100)
@@ -207,7 +219,9 @@ func (r *remote) answer(request []byte) {
 		case from < uint64(len(content)):
 			out = content[from:min(from+size, uint64(len(content)))]
 		}
-	case fuseRelease, fuseFlush:
+	case fuseRelease:
+		delete(r.opened, binary.NativeEndian.Uint64(body))
+	case fuseFlush:
 	default:
 		failed = unix.ENOSYS
 	}

@@ -301,9 +301,7 @@ func (s *soak) enrol(ctx context.Context) {
 		path := soakGroup + "/providers/Microsoft.Security/locations/" + location + "/jitNetworkAccessPolicies/" + name + "?api-version=2020-01-01"
 		s.plane.want(200, s.admin, "PUT", path, object{"kind": "Basic", "properties": object{"virtualMachines": vms}})
 	}
-	token := s.plane.command("join", "create", "--scope", soakGroup, "--uses", fmt.Sprint(len(s.hosts)))
-	token = token[strings.Index(token, "jgj_"):]
-	token, _, _ = strings.Cut(token, "\n")
+	token := joinToken(s.plane, "--scope", soakGroup, "--uses", fmt.Sprint(len(s.hosts)))
 	s.each(4, func(h *soakHost) error {
 		cmd := h.on("enroll", "--control", s.plane.url(""), "--token", token, "--config", h.config())
 		var out bytes.Buffer

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -175,8 +176,9 @@ func TestRefusedBackups(t *testing.T) {
 		}
 		return rest
 	}
+	// Of the sum at the end, where no bit is without a meaning: see TestFlippedBits.
 	flipped := bytes.Clone(whole)
-	flipped[len(flipped)/2] ^= 1
+	flipped[len(flipped)-8] ^= 1
 	link := resealed(t, with(adminTokenFile, nil), nil)
 	for i := range link {
 		if link[i].name == adminTokenFile {
@@ -228,6 +230,48 @@ func TestRefusedBackups(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(place, "offline")); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("the root key came along")
+	}
+}
+
+// A flipped bit is refused, or it changed nothing: deflate can say the same in
+// more ways than one (a run of zeros may be copied from here or from there),
+// and the bits between two of its blocks mean nothing. Of the 130,112 bits of a
+// backup 229 were such.
+func TestFlippedBits(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "backup")
+	does(t, "backup", file, "--data", freshRealm(t))
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(text []byte) (files []entry, err error) {
+		_, err = readBackup(bytes.NewReader(text), func(e manifestEntry, r io.Reader) error {
+			text, err := io.ReadAll(r)
+			files = append(files, entry{e.Name, text, tar.TypeReg})
+			return err
+		})
+		return files, err
+	}
+	same, err := read(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const flips = 500
+	refused := 0
+	for i := range flips {
+		bit := len(whole) * 8 / flips * i
+		flipped := bytes.Clone(whole)
+		flipped[bit/8] ^= 1 << (bit % 8)
+		files, err := read(flipped)
+		if err != nil {
+			refused++
+		} else if !reflect.DeepEqual(files, same) {
+			t.Errorf("bit %d of %d: another backup, and taken", bit, len(whole)*8)
+		}
+	}
+	t.Logf("%d of %d flipped bits of %d bytes refused", refused, flips, len(whole))
+	if refused < flips/2 {
+		t.Error("too few")
 	}
 }
 
