@@ -287,6 +287,9 @@ func (a *Agent) differs(d firewall.Door) (granted, bool) {
 		if g.Number != d.Port || !slices.Contains(protocols(g.port.Protocol), d.Protocol) || found && best.ID < g.ID {
 			continue
 		}
+		if slices.ContainsFunc(g.Sources, func(p netip.Prefix) bool { return p.Contains(source) }) {
+			continue // it knocked before the port was open
+		}
 		near := slices.ContainsFunc(g.Sources, func(p netip.Prefix) bool {
 			around, err := p.Addr().Prefix(neighbourhood(p.Addr()))
 			return err == nil && p.Bits() > around.Bits() && around.Contains(source)

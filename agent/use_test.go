@@ -350,6 +350,18 @@ func TestYourAddressDiffers(t *testing.T) {
 		t.Errorf("status names %d of %d, first %+v", named, len(status.Denials), status.Denials[0])
 	}
 
+	// Who knocked before the port was open has no other address.
+	w = newWorld(t)
+	w.deliver()
+	w.mustPass(0)
+	w.knock(0)
+	w.denied(alice, 5)
+	w.list(w.grant("a", alice, 0, time.Hour))
+	w.mustPass(0)
+	if got := w.knock(time.Minute); len(got) != 1 || got[0].Reason != "" || got[0].GrantID != "" {
+		t.Errorf("recorded %+v", got)
+	}
+
 	// Bob had a grant for one address, and has one for another far away.
 	w = newWorld(t)
 	w.deliver()

@@ -134,7 +134,7 @@ func (e enrolling) run(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	already, err := installTrust(c, e.config, got.Trust, v, e.replace)
+	already, err := installTrust(c, e.config, got.Trust, v, e.replace, got.Deliver)
 	if err != nil {
 		return err
 	}

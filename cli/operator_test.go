@@ -210,27 +210,21 @@ func (a *agent) granted() (ids []string) {
 }
 
 func (a *agent) grants() []policy.Grant {
-	documents, err := a.p.engine.Documents(a.p.t.Context(), a.id)
-	if err != nil {
+	documents, err := a.p.engine.DocumentsFor(a.p.t.Context(), a.id, control.Versions{}, policy.TypeGrants)
+	if err != nil || len(documents) == 0 {
 		return nil
 	}
-	for _, d := range documents {
-		if d.Type != policy.TypeGrants {
-			continue
-		}
-		e, err := policy.ParseEnvelope(d.Signed)
-		if err != nil {
-			a.p.t.Error(err)
-			return nil
-		}
-		document, err := policy.ParseDocument(e.Type, e.Payload)
-		if err != nil {
-			a.p.t.Error(err)
-			return nil
-		}
-		return document.(policy.Grants).Grants
+	e, err := policy.ParseEnvelope(documents[0].Signed)
+	if err != nil {
+		a.p.t.Error(err)
+		return nil
 	}
-	return nil
+	document, err := policy.ParseDocument(e.Type, e.Payload)
+	if err != nil {
+		a.p.t.Error(err)
+		return nil
+	}
+	return document.(policy.Grants).Grants
 }
 
 func (a *agent) report(up uplink.Up) {

@@ -175,7 +175,9 @@ trust documents have replaced the first one since.`,
 			if err != nil {
 				return err
 			}
-			already, err := installTrust(c, config, raw, v, replace)
+			already, err := installTrust(c, config, raw, v, replace, func(inbox string) error {
+				return writeOutput(c, filepath.Join(inbox, agent.Trust.File()), raw, 0o644)
+			})
 			switch {
 			case err != nil:
 				return err
@@ -193,10 +195,10 @@ trust documents have replaced the first one since.`,
 	return c
 }
 
-// installTrust makes a host part of a realm: it puts the trust document into
+// installTrust makes a host part of a realm: it has the trust document put into
 // the inbox and pins it. A host of another realm stays there unless replace
 // says otherwise; one of this realm is left as it is.
-func installTrust(c *cobra.Command, config string, raw []byte, v policy.Verified[policy.Trust], replace bool) (already bool, err error) {
+func installTrust(c *cobra.Command, config string, raw []byte, v policy.Verified[policy.Trust], replace bool, put func(inbox string) error) (already bool, err error) {
 	settings, err := agent.LoadSettings(config)
 	if err != nil {
 		return false, err
@@ -213,7 +215,7 @@ func installTrust(c *cobra.Command, config string, raw []byte, v policy.Verified
 	if err := writePin(c, config, v.Digest()); err != nil {
 		return false, err
 	}
-	return false, writeOutput(c, filepath.Join(settings.InboxDir, agent.Trust.File()), raw, 0o644)
+	return false, put(settings.InboxDir)
 }
 
 // mayPin refuses to take a host out of its realm by the way.

@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jitgate/jitgate/policy"
+	"github.com/jitgate/jitgate/uplink"
 )
 
 // Document is a signed document as agents get it. Of each kind a machine has
@@ -213,63 +215,65 @@ func (ed *edit) accept(p PendingPolicy, signed policy.Envelope) error {
 	return nil
 }
 
-// Documents are the newest signed documents of a machine, in the order agents
-// need them: trust, policy, grants.
-func (e *Engine) Documents(ctx context.Context, vm VMID) ([]Document, error) {
-	var list []Document
-	err := e.Store.View(ctx, func(tx Tx) error {
-		list = []Document{e.Realm.document()}
-		if kept, ok, err := found(tx.Document("", policy.TypeTrust)); err != nil {
-			return err
-		} else if ok && kept.Version >= list[0].Version {
-			list[0] = kept
-		}
-		for _, typ := range []policy.Type{policy.TypePolicy, policy.TypeGrants} {
-			d, ok, err := found(tx.Document(vm.Key(), typ))
-			if err != nil {
-				return err
-			}
-			if ok {
-				list = append(list, d)
-			}
-		}
-		return nil
+// DocumentsFor are those of some types that a machine has yet to get which has
+// these versions, 0: none. Hosts take trust documents one by one, so one that was
+// away for several changes of keys is given the next of those that were in force
+// here, and not the newest. They are in the order of types.
+func (e *Engine) DocumentsFor(ctx context.Context, vm VMID, has Versions, types ...policy.Type) (list []Document, err error) {
+	err = e.Store.View(ctx, func(tx Tx) error {
+		list, err = e.documentsFor(tx, vm, has, types)
+		return err
 	})
 	return list, err
 }
 
-// TrustAfter is the trust document for a machine that has version has, 0: none.
-// Hosts take them one by one, so one that was away for several changes of keys
-// is given the next of those that were in force here, and not the newest. The
-// first is the one it was told to trust at its enrolment.
-func (e *Engine) TrustAfter(ctx context.Context, vm VMID, has uint64) (d Document, err error) {
-	err = e.Store.View(ctx, func(tx Tx) error {
-		if has == 0 {
-			known, ok, err := found(tx.VM(vm))
-			if err != nil {
-				return err
-			}
-			if ok && known.Agent != nil && known.Agent.Joined > 0 {
-				has = known.Agent.Joined - 1
-			}
+func (e *Engine) documentsFor(tx Tx, vm VMID, has Versions, types []policy.Type) ([]Document, error) {
+	var list []Document
+	than := map[policy.Type]uint64{}
+	for _, t := range types {
+		if t != policy.TypeTrust {
+			than[t] = uplink.Versions(has).Of(t)
+			continue
 		}
-		newest, ok, err := found(tx.Document("", policy.TypeTrust))
+		trust, err := e.trustAfter(tx, vm, has.Trust)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if d = e.Realm.document(); ok && newest.Version >= d.Version {
-			d = newest
+		list = append(list, trust...)
+	}
+	own, err := tx.DocumentsNewer(vm.Key(), than)
+	list = append(list, own...)
+	slices.SortFunc(list, func(a, b Document) int { return cmp.Compare(slices.Index(types, a.Type), slices.Index(types, b.Type)) })
+	return list, err
+}
+
+// trustAfter is the trust document for a machine that has version has, if there
+// is one. The first is the one it was told to trust at its enrolment.
+func (e *Engine) trustAfter(tx Tx, vm VMID, has uint64) ([]Document, error) {
+	if has == 0 {
+		known, ok, err := found(tx.VM(vm))
+		if err != nil {
+			return nil, err
 		}
-		if has+1 >= d.Version {
-			return nil
+		if ok && known.Agent != nil && known.Agent.Joined > 0 {
+			has = known.Agent.Joined - 1
 		}
-		signed, ok, err := found(tx.Meta(trustMeta(has + 1)))
-		if ok {
-			d = Document{Type: policy.TypeTrust, Version: has + 1, Signed: signed}
-		}
-		return err
-	})
-	return d, err
+	}
+	list, err := tx.DocumentsNewer("", map[policy.Type]uint64{policy.TypeTrust: has})
+	if err != nil {
+		return nil, err
+	}
+	if own := e.Realm.document(); own.Version > has && (len(list) == 0 || list[0].Version < own.Version) {
+		list = []Document{own}
+	}
+	if len(list) == 0 || list[0].Version == has+1 {
+		return list, nil
+	}
+	signed, ok, err := found(tx.Meta(trustMeta(has + 1)))
+	if ok {
+		list = []Document{{Type: policy.TypeTrust, Version: has + 1, Signed: signed}}
+	}
+	return list, err
 }
 
 // trustMeta is where a version of the trust document is kept for good.

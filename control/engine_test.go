@@ -1,6 +1,7 @@
 package control_test
 
 import (
+	"context"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/sha256"
@@ -19,6 +20,7 @@ import (
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/control/store/storetest"
 	"github.com/jitgate/jitgate/policy"
+	"github.com/jitgate/jitgate/uplink"
 )
 
 // noon is when tests begin: with a fraction, as real clocks have.
@@ -94,6 +96,11 @@ type plane struct {
 	store control.Store
 	mu    sync.Mutex
 	now   time.Time
+}
+
+// Documents are the newest documents of a machine: trust, policy, grants.
+func (p *plane) Documents(ctx context.Context, vm control.VMID) ([]control.Document, error) {
+	return p.DocumentsFor(ctx, vm, control.Versions{Trust: p.Realm.Trust.Version - 1}, uplink.Documents[:]...)
 }
 
 // newPlane makes a plane. change may alter its configuration.

@@ -120,10 +120,17 @@ func (e *Engine) Enrol(ctx context.Context, in EnrolInput) (Enrolled, error) {
 		}
 		was := vm.Agent
 		vm.Agent = &Agent{Key: key, Install: in.Install, Version: in.Version, Enrolled: now, Expires: leaf.NotAfter, Joined: e.Realm.Trust.Version}
+		// Whoever was let in again may have been installed again: see Report. What was
+		// kept of a machine's record stays when the machine is forgotten.
 		if was != nil {
 			line.Reason = fmt.Sprintf("in place of the agent that enrolled at %s", was.Enrolled.Format(time.RFC3339))
-			// Whoever was let in again may have been installed again: see Report.
 			vm.Agent.LastSeen, vm.Agent.Head, vm.Agent.Epoch, vm.Agent.Anew = was.LastSeen, was.Head, was.Epoch, true
+		} else {
+			kept, head, err := tx.NewestRecord(id)
+			if err != nil {
+				return err
+			}
+			vm.Agent.Head, vm.Agent.Epoch, vm.Agent.Anew = head, kept.Epoch, head != Head{}
 		}
 		j.Uses--
 		return errors.Join(tx.PutJoin(j), tx.PutVM(vm), tx.AppendActivity(line))

@@ -9,19 +9,24 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jitgate/jitgate/policy"
 	"github.com/jitgate/jitgate/uplink"
 )
 
 // Reported is what became of a report.
 type Reported struct {
-	Head    Head   // the newest line kept of the machine's record
-	Refused string // why lines of it were not taken; empty: they were
+	Head      Head       // the newest line kept of the machine's record
+	Refused   string     // why lines of it were not taken; empty: they were
+	Documents []Document // as DocumentsFor
 }
 
 // Report takes what an agent says of itself and of the lines of its record. A
 // report may come twice. Lines are kept only where they follow those that are
 // kept already: a record that contradicts them is told of, and not taken.
-func (e *Engine) Report(ctx context.Context, id VMID, up uplink.Up) (Reported, error) {
+//
+// Documents of the types asked for that the machine has yet to get are read with
+// it: where a whole fleet comes, another transaction for each agent is too much.
+func (e *Engine) Report(ctx context.Context, id VMID, up uplink.Up, ask ...policy.Type) (Reported, error) {
 	lines, err := chained(up.Lines)
 	if err != nil {
 		return Reported{}, err
@@ -30,13 +35,18 @@ func (e *Engine) Report(ctx context.Context, id VMID, up uplink.Up) (Reported, e
 	var idle, behind, guard bool
 	// Most reports that bring no lines bring nothing new, and take no turn among
 	// those who write. One with lines does, but where it comes twice.
-	if len(lines) == 0 {
+	if len(lines) == 0 || len(ask) > 0 {
 		err = e.Store.View(ctx, func(tx Tx) error {
+			documents, err := e.documentsFor(tx, id, Versions(up.Have), ask)
+			out.Documents = documents
+			if err != nil || len(lines) > 0 {
+				return err
+			}
 			r, err := e.receive(tx, id, up, lines)
 			if err != nil {
 				return err
 			}
-			out, idle = r.Reported, !r.changed
+			out.Head, out.Refused, idle = r.Head, r.Refused, !r.changed
 			return nil
 		})
 	}
@@ -48,7 +58,7 @@ func (e *Engine) Report(ctx context.Context, id VMID, up uplink.Up) (Reported, e
 		if err != nil {
 			return err
 		}
-		out, behind, guard = r.Reported, r.behind, r.guardBehind
+		out.Head, out.Refused, behind, guard = r.Head, r.Refused, r.behind, r.guardBehind
 		if !r.changed {
 			return nil
 		}
@@ -110,9 +120,6 @@ func (e *Engine) receive(tx Tx, id VMID, up uplink.Up, lines []uplink.Line) (*re
 	if r.vm.Agent == nil || r.vm.Agent.Revoked {
 		return nil, errCert
 	}
-	if r.Head, err = tx.AgentHead(r.record()); err != nil {
-		return nil, err
-	}
 	fresh, fork, err := r.fresh(tx, lines, Head(up.Head))
 	if err != nil {
 		return nil, err
@@ -149,6 +156,7 @@ func (e *Engine) receive(tx Tx, id VMID, up uplink.Up, lines []uplink.Line) (*re
 			r.opened(grant, time.Time{})
 		}
 	}
+	r.Head = r.vm.Agent.Head
 	return r, nil
 }
 
@@ -156,7 +164,7 @@ func (e *Engine) receive(tx Tx, id VMID, up uplink.Up, lines []uplink.Line) (*re
 // contradicts that, if it does. Lines that begin too far ahead are left: the
 // agent's fetcher begins anew behind the head it is told.
 func (r *received) fresh(tx Tx, lines []uplink.Line, head Head) (fresh []uplink.Line, fork string, err error) {
-	kept := r.Head
+	kept := r.vm.Agent.Head
 	if head.Seq > 0 && head.Seq <= kept.Seq {
 		// Older than what is kept may be a late report; other than it is not.
 		lines = append(slices.Clip(lines), uplink.Line{Seq: head.Seq, Hash: head.Hash})
@@ -198,7 +206,7 @@ func (r *received) record() Record { return Record{r.vm.ID, r.vm.Agent.Epoch} }
 // has let the host in again, and what was kept stays.
 func (r *received) another() {
 	r.vm.Agent.Epoch++
-	r.vm.Agent.Anew, r.vm.Agent.Head, r.Head, r.changed = false, Head{}, Head{}, true
+	r.vm.Agent.Anew, r.vm.Agent.Head, r.changed = false, Head{}, true
 	r.activity = append(r.activity, Activity{Time: r.now, Event: "audit.begun", Status: "Succeeded", Scope: r.vm.ID.Scope(), VM: r.vm.ID.String(),
 		Reason: fmt.Sprintf("record %d, after the host enrolled again", r.vm.Agent.Epoch+1)})
 }
@@ -239,22 +247,58 @@ func note(up uplink.Up) string {
 	return cmp.Or(up.Status.Problem, up.Status.Blocked)
 }
 
-// load reads the requests that grants in the report may belong to.
+// Bounds of how far back requests are looked through for the grant of a line.
+const (
+	lookedBack = 1000
+	lookedOnce = 50
+)
+
+// load reads the requests that grants in the report may belong to: those that are
+// open, and where a line is about another one, the last ones before.
 func (r *received) load(tx Tx, lines []uplink.Line, open bool) error {
-	filter := RequestFilter{VM: &r.vm.ID, Newest: true, Open: true}
+	of := map[string]bool{}
 	for _, l := range lines {
 		if l.Grant != "" {
-			filter.Open, filter.Limit = false, 1000 // it may be over by now
+			of[l.Grant] = true
 		}
 	}
-	if filter.Open && !open {
+	if len(of) == 0 && !open {
 		return nil
 	}
-	list, err := tx.Requests(filter)
+	list, err := tx.Requests(RequestFilter{VM: &r.vm.ID, Newest: true, Open: true})
 	if err != nil {
 		return err
 	}
 	r.byID = map[string]*granted{}
+	r.index(list)
+	unknown := func() bool {
+		for grant := range of {
+			if g := r.byID[grant]; g == nil || g.port == nil { // its own request is older than the one that took over
+				return true
+			}
+		}
+		return false
+	}
+	past := RequestFilter{VM: &r.vm.ID, Newest: true, Limit: lookedOnce}
+	for range lookedBack / lookedOnce {
+		if !unknown() {
+			return nil
+		}
+		if list, err = tx.Requests(past); err != nil {
+			return err
+		}
+		r.index(list)
+		if len(list) < lookedOnce {
+			return nil
+		}
+		past.After = list[len(list)-1].ID
+	}
+	return nil
+}
+
+// index notes the grants of requests. Of one that was read twice the second
+// copy is the one that counts.
+func (r *received) index(list []Request) {
 	for i := range list {
 		q := &list[i]
 		for v := range q.VMs {
@@ -274,7 +318,6 @@ func (r *received) load(tx Tx, lines []uplink.Line, open bool) error {
 			}
 		}
 	}
-	return nil
 }
 
 // told are the events of a record that the activity log has too. Those left
@@ -290,8 +333,7 @@ var told = map[string]bool{
 func (r *received) take(l uplink.Line) {
 	r.changed = true
 	r.events = append(r.events, AgentEvent{Seq: l.Seq, Prev: l.Prev, Hash: l.Hash, Time: l.Time, Line: l.Text})
-	r.Head = Head(l.Head())
-	r.vm.Agent.Head = r.Head
+	r.vm.Agent.Head = Head(l.Head())
 	g := r.byID[l.Grant]
 	switch l.Event {
 	case "grant.opened":

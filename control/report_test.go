@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -200,6 +201,37 @@ func TestReportLate(t *testing.T) {
 	}
 }
 
+// However many requests came after the one a line is about, it is found; also
+// where one of them took over from it.
+func TestReportOfLongAgo(t *testing.T) {
+	g, vm := reporting(t)
+	for n := range 120 {
+		g.put(vm, fmt.Sprintf("a%03d", n), control.Revoked)
+	}
+	err := g.Store.Update(t.Context(), func(tx control.Tx) error {
+		q, err := tx.Request("req-g1")
+		q.VMs[0].Ports[0].Earlier = []control.Term{{ID: "a001", From: midday, Until: midday.Add(time.Minute)}}
+		return errors.Join(err, tx.PutRequest(q))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, sent := newChain(), 0
+	for _, grant := range []string{"a001", "a000"} {
+		c.add("grant.opened", `,"grant":"`+grant+`"`).add("grant.revoked", `,"grant":"`+grant+`"`)
+		g.report(vm, uplink.Up{Lines: c.lines[sent:]})
+		sent = len(c.lines)
+	}
+	for _, grant := range []string{"a000", "a001"} {
+		if p := g.port(grant); !p.Opened.Equal(midday) || p.Closed.IsZero() {
+			t.Errorf("%s: %+v", grant, p)
+		}
+	}
+	if told := g.activity("grant.revoked"); len(told) != 2 || told[0].Request != "req-a001" || told[1].Request != "req-a000" {
+		t.Errorf("%+v", told)
+	}
+}
+
 // Another machine's grant is nothing to this one.
 func TestReportOfAnother(t *testing.T) {
 	g, vm := reporting(t)
@@ -349,6 +381,53 @@ func TestReportAfterInstallingAgain(t *testing.T) {
 	other := newChain().add("agent.started", `,"message":"other"`)
 	if r := g.report(vm, uplink.Up{Head: other.head()}); r.Refused == "" {
 		t.Error("a second record without a second enrolment")
+	}
+}
+
+// What is kept of a record outlives that its machine is forgotten: with the same
+// installation it goes on, and another begins another.
+func TestReportAfterForgetting(t *testing.T) {
+	g, vm := reporting(t)
+	forget := func() {
+		t.Helper()
+		if err := g.Store.Update(t.Context(), func(tx control.Tx) error { return tx.DeleteVM(vm) }); err != nil {
+			t.Fatal(err)
+		}
+		g.mustEnrol(vm, freshKey(t))
+	}
+	forget()
+	if a := g.vm(vm).Agent; a.Anew {
+		t.Errorf("nothing was kept: %+v", a)
+	}
+	var c *chain
+	for epoch := range uint64(3) {
+		if epoch > 0 { // a machine of the same name
+			forget()
+		}
+		c = newChain().add("agent.started", fmt.Sprintf(`,"message":"life %d"`, epoch)).add("guard.armed", "")
+		for range 2 { // as a fetcher does that was told of another head
+			if r := g.report(vm, uplink.Up{Lines: c.lines, Head: c.head()}); r.Refused != "" {
+				t.Fatalf("life %d: %+v", epoch, r)
+			}
+		}
+		forget() // and the same one comes back
+		c.add("agent.stopped", "")
+		if r := g.report(vm, uplink.Up{Lines: c.lines[2:], Head: c.head()}); r.Refused != "" || r.Head != control.Head(c.head()) {
+			t.Fatalf("life %d: %+v", epoch, r)
+		}
+		if a, kept := g.vm(vm).Agent, g.kept(vm); a.Epoch != epoch || a.Forked || a.Anew || len(kept) != 3 || string(kept[0].Line) != string(c.lines[0]) {
+			t.Errorf("life %d: %+v, %d lines", epoch, a, len(kept))
+		}
+	}
+	if got := g.activity("audit.begun"); len(got) != 2 {
+		t.Errorf("%+v", got)
+	}
+	if got := g.activity("audit.forked"); len(got) != 0 {
+		t.Errorf("%+v", got)
+	}
+	other := newChain().add("agent.started", `,"message":"other"`)
+	if r := g.report(vm, uplink.Up{Head: other.head()}); r.Refused == "" {
+		t.Error("another record without another enrolment")
 	}
 }
 

@@ -46,6 +46,9 @@ type Tx interface {
 	PutRequest(Request) error
 
 	Document(vm string, t policy.Type) (Document, error)
+	// DocumentsNewer are those of a machine, by Key, of these types with a higher
+	// version than these, in the order of type; of "", trust.
+	DocumentsNewer(vm string, than map[policy.Type]uint64) ([]Document, error)
 	// DocumentsOf are those of these machines, by Key, in the order of machine
 	// and type; of "", trust.
 	DocumentsOf(vms ...string) ([]Document, error)
@@ -80,8 +83,9 @@ type Tx interface {
 	Joins() ([]Join, error)
 	PutJoin(Join) error
 
-	// AgentHead is the newest line kept of a machine's record; zero: none.
-	AgentHead(Record) (Head, error)
+	// NewestRecord is the last record of a machine that lines are kept of, and the
+	// newest of them; zero: none.
+	NewestRecord(VMID) (Record, Head, error)
 	AppendAgentEvents(r Record, events []AgentEvent) error
 	AgentEvents(r Record, after uint64, limit int) ([]AgentEvent, error)
 

@@ -16,6 +16,7 @@ const (
 	sweepRest    = 10 * time.Second // between looks at requests, unless one ends before
 	sweepHosts   = time.Minute      // between looks for hosts that are lost
 	sweepRenewal = time.Hour        // between looks at every document
+	sweepSettled = 5 * time.Minute  // before the first one, where the realm's keys are as they were
 	sweepBatch   = 100
 	sweepPage    = 500
 )
@@ -25,13 +26,27 @@ const hostLost = 10 * time.Minute
 
 // schedule is when each part of the sweep is due again. It is a replica's own:
 // what was done twice was done once, since each part looks before it writes.
-type schedule struct{ requests, grants, hosts, renewal time.Time }
+type schedule struct {
+	requests, grants, hosts, renewal time.Time
+	looked                           looked
+}
+
+// looked is how far a look at every document has come.
+type looked struct {
+	after  uint64 // Seq
+	failed error  // of those that could not be made anew
+}
 
 // Run does what has to happen without anybody asking, until ctx ends: ends
 // requests on time, renews documents, tells of hosts that are lost. Any number
 // of replicas may run it. What fails is tried again.
 func (e *Engine) Run(ctx context.Context) error {
 	var s schedule
+	// A server that comes back has its whole fleet come back: a look at every
+	// document waits, unless the documents have to be made anew for other keys.
+	if added, err := e.keepTrust(ctx); err == nil && !added {
+		s.renewal = e.Now().Add(sweepSettled)
+	}
 	tick := time.NewTicker(sweepTick)
 	defer tick.Stop()
 	failing := false
@@ -53,7 +68,14 @@ func (e *Engine) Run(ctx context.Context) error {
 }
 
 // Sweep does all that is due by now, once.
-func (e *Engine) Sweep(ctx context.Context) error { return e.sweep(ctx, &schedule{}) }
+func (e *Engine) Sweep(ctx context.Context) error {
+	var s schedule
+	for {
+		if err := e.sweep(ctx, &s); err != nil || s.looked.after == 0 {
+			return err
+		}
+	}
+}
 
 // sweep does the parts that are due by the schedule. One that fails is due
 // again at once and keeps none of the others from their turn.
@@ -75,7 +97,7 @@ func (e *Engine) sweep(ctx context.Context, s *schedule) error {
 	part(&s.requests, func() (time.Time, error) { return e.endRequests(ctx, now) })
 	part(&s.grants, func() (time.Time, error) { return now.Add(sweepRest), e.renewGrants(ctx, now) })
 	part(&s.hosts, func() (time.Time, error) { return now.Add(sweepHosts), e.loseHosts(ctx, now) })
-	part(&s.renewal, func() (time.Time, error) { return now.Add(sweepRenewal), e.renewDocuments(ctx, now) })
+	part(&s.renewal, func() (time.Time, error) { return e.renewDocuments(ctx, now, &s.looked) })
 	return failed
 }
 
@@ -241,37 +263,47 @@ func (e *Engine) renewAll(ctx context.Context, all []due, stale func(Document) b
 
 // renewDocuments makes documents anew that are about to end, or that agents
 // would refuse since the realm's keys or epochs changed. It also keeps the
-// trust document where agents are given it from.
-func (e *Engine) renewDocuments(ctx context.Context, now time.Time) error {
-	if err := e.keepTrust(ctx); err != nil {
-		return err
+// trust document where agents are given it from. It goes on from where it was the
+// last time: where nothing was to be done on a page, the next one is for the next
+// turn, so that a server that comes back has time for those who wait for it.
+func (e *Engine) renewDocuments(ctx context.Context, now time.Time, at *looked) (next time.Time, err error) {
+	if at.after == 0 {
+		if _, err := e.keepTrust(ctx); err != nil {
+			return now, err
+		}
 	}
-	var stale []due
-	for after := uint64(0); ; {
+	for {
 		var list []Document
 		err := e.Store.View(ctx, func(tx Tx) (err error) {
-			list, err = tx.DocumentsAfter(after, sweepPage)
+			list, err = tx.DocumentsAfter(at.after, sweepPage)
 			return err
 		})
 		if err != nil {
-			return err
+			return now, err
 		}
+		var stale []due
 		for _, d := range list {
-			after = d.Seq
+			at.after = d.Seq
 			if !e.stale(d, now) {
 				continue
 			}
 			vm, err := ParseVMID(d.VM)
 			if err != nil {
-				return err
+				at.failed = errors.Join(at.failed, err)
+				continue
 			}
 			stale = append(stale, due{vm: vm, guard: d.Type == policy.TypePolicy})
 		}
-		if len(list) < sweepPage {
-			break
+		at.failed = errors.Join(at.failed, e.renewAll(ctx, stale, func(d Document) bool { return e.stale(d, now) }))
+		switch {
+		case len(list) < sweepPage:
+			err := at.failed
+			*at = looked{}
+			return now.Add(sweepRenewal), err
+		case len(stale) == 0:
+			return now, nil
 		}
 	}
-	return e.renewAll(ctx, stale, func(d Document) bool { return e.stale(d, now) })
 }
 
 // stale reports whether a stored document is to be made anew. Lists of grants
@@ -289,9 +321,9 @@ func (e *Engine) stale(d Document, now time.Time) bool {
 	return false
 }
 
-// keepTrust puts the realm's trust document where agents are given it from,
-// unless a newer one is there.
-func (e *Engine) keepTrust(ctx context.Context) error {
+// keepTrust puts the realm's trust document where agents are given it from, and
+// reports whether it did: that one or a newer one may be there.
+func (e *Engine) keepTrust(ctx context.Context) (added bool, err error) {
 	mine := e.Realm.document()
 	there := false
 	look := func(tx Tx) error {
@@ -300,14 +332,15 @@ func (e *Engine) keepTrust(ctx context.Context) error {
 		return err
 	}
 	if err := e.Store.View(ctx, look); err != nil || there {
-		return err
+		return false, err
 	}
-	return e.Store.Update(ctx, func(tx Tx) error {
+	err = e.Store.Update(ctx, func(tx Tx) error {
 		if err := look(tx); err != nil || there {
 			return err
 		}
 		return errors.Join(tx.PutDocument(mine), tx.PutMeta(trustMeta(mine.Version), mine.Signed))
 	})
+	return !there && err == nil, err
 }
 
 // loseHosts tells of agents that were not heard of, once for each loss.

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -161,26 +162,7 @@ func TestSweepAfterKeysChanged(t *testing.T) {
 	p := newPlane(t)
 	p.put("default", machine("vm1", rule(22, "PT3H")))
 	p.initiate(owner, wants("vm1", 22, "", "PT3H"))
-
-	next := p.Realm.Trust.Next(p.clock(), 365*24*time.Hour)
-	for name, k := range map[policy.Role]ed25519.PrivateKey{policy.RolePolicy: key("policy 2"), policy.RoleGrant: key("grant 2")} {
-		public, err := policy.NewKey(k.Public())
-		if err != nil {
-			t.Fatal(err)
-		}
-		old, _ := next.Role(name)
-		for _, err := range []error{next.Give(name, public), next.Take(name, old.Keys[0]), next.Restart(name)} {
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	envelope := policy.Envelope{Type: policy.TypeTrust, Payload: next.Encode()}
-	if err := envelope.Sign(key("root")); err != nil {
-		t.Fatal(err)
-	}
-	realm := control.Realm{Trust: next, Signed: envelope.Encode(), Pin: envelope.Digest(), Grant: key("grant 2"), Policy: key("policy 2")}
-	q := newPlane(t, func(c *control.Config) { c.Store, c.Realm = p.store, realm })
+	q := newPlane(t, func(c *control.Config) { c.Store, c.Realm = p.store, p.rotated() })
 	h := host{vm: vmID("vm1")}
 	q.sweep()
 	h.deliver(q, q.clock())
@@ -201,6 +183,137 @@ func TestSweepAfterKeysChanged(t *testing.T) {
 		t.Errorf("its sweep: %v", err)
 	}
 	equal(t, "unchanged", p.digest() == before, true)
+}
+
+// rotated is the realm with other keys for policies and grants, and the epochs
+// after those it has.
+func (p *plane) rotated() control.Realm {
+	t := p.t
+	t.Helper()
+	next := p.Realm.Trust.Next(p.clock(), 365*24*time.Hour)
+	for name, k := range map[policy.Role]ed25519.PrivateKey{policy.RolePolicy: key("policy 2"), policy.RoleGrant: key("grant 2")} {
+		public, err := policy.NewKey(k.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, _ := next.Role(name)
+		for _, err := range []error{next.Give(name, public), next.Take(name, old.Keys[0]), next.Restart(name)} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	envelope := policy.Envelope{Type: policy.TypeTrust, Payload: next.Encode()}
+	if err := envelope.Sign(key("root")); err != nil {
+		t.Fatal(err)
+	}
+	return control.Realm{Trust: next, Signed: envelope.Encode(), Pin: envelope.Digest(), Grant: key("grant 2"), Policy: key("policy 2")}
+}
+
+// A server that comes back looks at every document at once where its keys are
+// others than before, and else when its fleet is back.
+func TestRunLooksAtDocuments(t *testing.T) {
+	p := newPlane(t)
+	p.put("default", machine("vm1", rule(22, "PT3H")), machine("vm2", rule(22, "PT3H")))
+	p.sweep()
+	run := func(p *plane, f func()) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		var done sync.WaitGroup
+		done.Go(func() {
+			if err := p.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		f()
+		cancel()
+		done.Wait()
+	}
+	wait := func(what string, is func() bool) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); !is(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("not ", what)
+			}
+		}
+	}
+	version := func(p *plane) (n uint64) {
+		p.view(func(tx control.Tx) error {
+			d, err := tx.Document(vmID("vm1").Key(), policy.TypePolicy)
+			n = d.Version
+			return err
+		})
+		return n
+	}
+	// swept is when a sweep that began after now has ended: the next has ended
+	// something.
+	swept := func(p *plane) {
+		t.Helper()
+		for n := range 2 {
+			r := p.initiate(owner, wants("vm2", 22, fmt.Sprint("192.0.2.", n+1), "PT1S"))
+			p.pass(11 * time.Second)
+			wait("ended", func() (ended bool) {
+				p.view(func(tx control.Tx) error {
+					now, err := tx.Request(r.ID)
+					ended = err == nil && now.VMs[0].Ports[0].Status == control.Revoked
+					return err
+				})
+				return ended
+			})
+		}
+	}
+	p.pass(340 * 24 * time.Hour) // the policy is about to end
+	run(p, func() {
+		swept(p)
+		equal(t, "not looked at yet", version(p), 1)
+		p.pass(5 * time.Minute)
+		wait("looked at", func() bool { return version(p) == 2 })
+	})
+	q := newPlane(t, func(c *control.Config) { c.Store, c.Realm = p.store, p.rotated() })
+	q.now = p.clock()
+	run(q, func() { wait("made anew", func() bool { return version(q) == 3 }) })
+}
+
+// However many documents there are, and whatever page it stands on: one that agents
+// would refuse is made anew.
+func TestSweepGoesThroughAllPages(t *testing.T) {
+	p := newPlane(t)
+	var some []control.PolicyVM
+	for n := range 300 {
+		some = append(some, machine(fmt.Sprintf("vm%03d", n), rule(22, "PT3H")))
+	}
+	p.put("default", some...)
+	vm := vmID("vm007")
+	err := p.store.Update(t.Context(), func(tx control.Tx) error {
+		d, err := tx.Document(vm.Key(), policy.TypeGrants)
+		if err != nil {
+			return err
+		}
+		e, err := policy.ParseEnvelope(d.Signed)
+		if err != nil {
+			return err
+		}
+		e.Signatures[0].Sig[0] ^= 1
+		d.Signed = e.Encode()
+		return tx.PutDocument(d) // the newest of 600
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.sweep()
+	h := host{vm: vm}
+	h.deliver(p, p.clock())
+	equal(t, "made anew", h.grants.Version, 2)
+	// All of them are about to end.
+	p.pass(340 * 24 * time.Hour)
+	p.sweep()
+	for _, v := range some {
+		h := host{vm: v.ID}
+		h.deliver(p, p.clock())
+		if h.policy.Version != 2 {
+			t.Fatalf("%s has version %d of its policy", v.ID.Name, h.policy.Version)
+		}
+	}
 }
 
 func TestSweepTellsOfLostHosts(t *testing.T) {

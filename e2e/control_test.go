@@ -47,10 +47,16 @@ func (h *host) enroll(p *plane) (stop func()) {
 // enrollAgain makes the host known with a new token, and starts nothing.
 func (h *host) enrollAgain(p *plane) {
 	h.t.Helper()
-	token := p.command("join", "create", "--vm", vmID)
+	h.must("enroll", "--control", p.url(""), "--token", joinToken(p, "--vm", vmID), "--config", h.config())
+}
+
+// joinToken makes a join token; args say for what.
+func joinToken(p *plane, args ...string) string {
+	p.t.Helper()
+	token := p.command(append([]string{"join", "create"}, args...)...)
 	token = token[strings.Index(token, "jgj_"):]
 	token, _, _ = strings.Cut(token, "\n")
-	h.must("enroll", "--control", p.url(""), "--token", token, "--config", h.config())
+	return token
 }
 
 // fetch starts the fetcher. stop kills it.
@@ -131,8 +137,19 @@ func TestRequestOpensAPort(t *testing.T) {
 		t.Errorf("with no agent the request is %s", state)
 	}
 
+	// The inbox is the fetcher's, which is not root where jitgate is installed:
+	// what enrolment puts there is nothing that somebody put there by hand.
+	const fetcher = 65534
+	if err := errors.Join(os.MkdirAll(h.path("inbox"), 0o755), os.Chown(h.path("inbox"), fetcher, fetcher)); err != nil {
+		t.Fatal(err)
+	}
 	h.enroll(p)
 	h.hasPolicy(1)
+	for _, e := range h.events("document.admitted") {
+		if strings.Contains(e.Message, "by hand") {
+			t.Errorf("%+v", e)
+		}
+	}
 	h.opens(patience, ways("3389/tcp", bob4))
 	until(t, patience, "the agent's word should arrive", func() bool { return portState(t, c, 3389) == "Initiated UserRequested" })
 	h.isClosed(ways("22/tcp", alice4, bob4), ways("3389/tcp", alice4))

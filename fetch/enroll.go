@@ -120,6 +120,12 @@ func (t *transport) insist(ctx context.Context, path string, message []byte) (an
 // enrolWithin is how long a host tries to enrol.
 const enrolWithin = 2 * time.Minute
 
+// Deliver puts the trust document into the agent's inbox, as the fetcher does with
+// those that come after it: the agent tells of what root puts there by hand.
+func (e Enrolled) Deliver(inbox string) error {
+	return disk(inbox).Replace(uplink.File(policy.TypeTrust), e.Trust, 0o644)
+}
+
 // Keep puts the identity in place: from now on the fetcher connects with it.
 func (e Enrolled) Keep() error {
 	if err := e.identity.save(e.dir, identityFile); err != nil {

@@ -13,8 +13,11 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -321,4 +324,104 @@ func TestObserverKeepsNothing(t *testing.T) {
 	if _, head, err := f.agent.Events(t.Context(), 5); err != nil || head.Seq != 7 || len(asked) != 1 || asked[0] != "after=5" {
 		t.Errorf("%+v, %v, %q", head, err, asked)
 	}
+}
+
+// keeper is an agent with a list of grants in force and a record.
+type keeper struct {
+	mu      sync.Mutex
+	version uint64
+	lines   [][]byte
+}
+
+func (k *keeper) admit(version uint64, lines ...string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.version = version
+	for _, l := range lines {
+		k.lines = append(k.lines, []byte(l))
+	}
+}
+
+func (k *keeper) Status(context.Context) (Status, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return Status{Mode: "enforce", Docs: []StatusDocument{{Document: "grants", Version: k.version}}}, nil
+}
+
+func (k *keeper) Events(_ context.Context, after uint64) ([][]byte, uplink.Head, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	head := uplink.Head{Seq: uint64(len(k.lines)), Hash: uplink.Genesis}
+	return slices.Clone(k.lines[min(after, head.Seq):]), head, nil
+}
+
+func (k *keeper) Head(ctx context.Context, than uint64, wait time.Duration) (uplink.Head, error) {
+	for end := time.Now().Add(wait); ; time.Sleep(time.Millisecond) {
+		if _, head, err := k.Events(ctx, 0); err != nil || head.Seq > than || !time.Now().Before(end) || ctx.Err() != nil {
+			return head, errors.Join(err, ctx.Err())
+		}
+	}
+}
+
+// What is delivered is told of once: that it is in force, with the lines that say
+// so, or after a moment that it is not.
+func TestDeliveredIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		agent := &keeper{}
+		f := New(Config{Log: hclog.NewNullLogger(), Host: &Host{Identity: disk(t.TempDir()), Inbox: disk(t.TempDir()), Agent: agent}})
+		c := &conversation{Fetcher: f, file: identityFile, wake: make(chan struct{}, 1)}
+		var mu sync.Mutex
+		var sent []uplink.Up
+		var all sync.WaitGroup
+		all.Go(func() { f.observe(ctx) })
+		all.Go(func() {
+			_ = c.talk(ctx, func(up uplink.Up) error {
+				mu.Lock()
+				defer mu.Unlock()
+				sent = append(sent, up)
+				return nil
+			}, func() error { return nil })
+		})
+		hears := func(d uplink.Down) {
+			t.Helper()
+			if err := c.hear(uplink.Encode(d), true); err != nil {
+				t.Error(err)
+			}
+		}
+		says := func() (up uplink.Up) {
+			t.Helper()
+			time.Sleep(time.Second)
+			mu.Lock()
+			defer mu.Unlock()
+			if len(sent) != 1 {
+				t.Fatalf("%d messages: %+v", len(sent), sent)
+			}
+			up, sent = sent[0], nil
+			return up
+		}
+		grants := func(version uint64) uplink.Down {
+			return uplink.Down{Documents: []uplink.Document{{Type: policy.TypeGrants, Version: version, Signed: grants("r", 1, version, signer())}}}
+		}
+		time.Sleep(time.Second)
+		mu.Lock()
+		sent = nil // who it is
+		mu.Unlock()
+		hears(uplink.Down{Ack: &uplink.Head{}})
+		hears(grants(1))
+		time.Sleep(5 * time.Millisecond)
+		agent.admit(1, "admitted")
+		time.Sleep(5 * time.Millisecond)
+		agent.admit(1, "opening", "opened")
+		if up := says(); up.Have.Grants != 1 || len(up.Held) != 0 || len(up.Lines) != 3 || up.Head.Seq != 3 {
+			t.Errorf("%+v", up)
+		}
+		hears(uplink.Down{Ack: &uplink.Head{Seq: 3, Hash: strings.Repeat("a", 64)}})
+		hears(grants(2))
+		if up := says(); up.Have.Grants != 1 || len(up.Held) != 1 || up.Held[0].Version != 2 || len(up.Lines) != 0 {
+			t.Errorf("%+v", up)
+		}
+		cancel()
+		all.Wait()
+	})
 }

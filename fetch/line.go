@@ -21,8 +21,11 @@ const (
 	// ackWithin is how long an acknowledgement is waited for before lines are
 	// sent again.
 	ackWithin = time.Minute
-	// breath is the least time between two messages.
-	breath = 200 * time.Millisecond
+	// breath is the least time between two messages, but for what it takes to
+	// settle: a document that was delivered is in force a moment later, and both
+	// are said in one message.
+	breath = 150 * time.Millisecond
+	settle = 50 * time.Millisecond
 )
 
 // conversation is one connection to a control plane, by one of the two ways.
@@ -92,7 +95,7 @@ func (c *conversation) poll(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(breath):
+			case <-time.After(breath + settle):
 			}
 		}
 	})
@@ -150,6 +153,12 @@ func (c *conversation) talk(ctx context.Context, send func(uplink.Up) error, pin
 			if err := ping(); err != nil {
 				return why(ctx, err)
 			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(settle):
 		}
 	}
 }

@@ -65,7 +65,7 @@ func newTransport(base, proxy string, roots *x509.CertPool, identity *tls.Certif
 	}
 	t.tls = &tls.Config{
 		MinVersion:         tls.VersionTLS13,
-		NextProtos:         []string{"http/1.1"},
+		NextProtos:         []string{uplink.Proto, "http/1.1"},
 		RootCAs:            roots,
 		ClientSessionCache: w.sessions,
 	}

@@ -57,7 +57,20 @@ func NewSocket(conn net.Conn, early *bufio.Reader, client bool) *Socket {
 	if early != nil && early.Buffered() == 0 {
 		early = nil // it would hold its buffer for as long as the line lives
 	}
+	withoutProbes(conn)
 	return &Socket{conn: conn, early: early, client: client}
+}
+
+// withoutProbes ends TCP's own probes, one in 15 s by Go's default: pings and
+// Silence find out who is gone, and 10,000 connections had their kernels send
+// 1,300 packets a second for nothing.
+func withoutProbes(conn net.Conn) {
+	if over, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
+		conn = over.NetConn()
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetKeepAlive(false) // no harm if it stays
+	}
 }
 
 // reader is what the next bytes come from.

@@ -31,6 +31,11 @@ const (
 	PathDocuments = "/agent/v1/documents/" // GET: trust.json, policy.json, grants.json
 )
 
+// Proto is what a fetcher offers to speak besides HTTP when it connects (ALPN, RFC
+// 7301). Nobody takes the offer: it tells a server whose handshake this is before
+// it has worked on it.
+const Proto = "jitgate-agent"
+
 // Limits of what is read, in bytes.
 const (
 	MaxUp        = 2 << 20

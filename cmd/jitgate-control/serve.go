@@ -393,8 +393,9 @@ func (sv *server) build(s settings, public string) error {
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return sv.cert.now.Load(), nil },
 		// Agents have a certificate, of this authority; the engine judges it.
 		// Browsers, which have none of it, do not ask anybody for one.
-		ClientAuth: tls.RequestClientCert,
-		ClientCAs:  sv.agentsCA.pool(),
+		ClientAuth:         tls.RequestClientCert,
+		ClientCAs:          sv.agentsCA.pool(),
+		GetConfigForClient: agents.NewTurns(api.ReadHeaderTimeout).Take,
 	}
 	sv.http.TLSConfig = sv.tls
 	return nil

@@ -11,7 +11,6 @@ package agents
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -335,9 +334,13 @@ func (l *Line) serveDocument(w http.ResponseWriter, r *http.Request) {
 		if uplink.File(t) != r.PathValue("name") {
 			continue
 		}
-		d, err := l.document(r.Context(), who.VM, t, uplink.Versions{})
-		if errors.Is(err, control.ErrNotFound) {
+		stored, err := l.Engine.DocumentsFor(r.Context(), who.VM, control.Versions{}, t)
+		if err == nil && len(stored) == 0 {
 			break
+		}
+		var d *document
+		if err == nil {
+			d, err = digested(stored[0])
 		}
 		if err != nil {
 			l.fail(w, r, err)
@@ -370,24 +373,6 @@ func digested(d control.Document) (*document, error) {
 		return nil, fmt.Errorf("stored %s of %s: %w", d.Type, d.VM, err)
 	}
 	return &document{d, e.Digest()}, nil
-}
-
-// document reads one document for a host that has some versions: its own, and
-// of the trust documents, which are everybody's, the next it can take.
-func (l *Line) document(ctx context.Context, vm control.VMID, t policy.Type, has uplink.Versions) (d *document, err error) {
-	var stored control.Document
-	if t == policy.TypeTrust {
-		stored, err = l.Engine.TrustAfter(ctx, vm, has.Trust)
-	} else {
-		err = l.Store.View(ctx, func(tx control.Tx) error {
-			stored, err = tx.Document(vm.Key(), t)
-			return err
-		})
-	}
-	if err != nil {
-		return nil, err
-	}
-	return digested(stored)
 }
 
 // heard notes that a machine was heard of. It is written with others, not one

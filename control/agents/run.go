@@ -30,25 +30,22 @@ func (l *Line) Run(ctx context.Context) error {
 		at, err = l.newest(ctx)
 	}
 	close(l.placed)
-	var rechecking sync.WaitGroup
-	defer rechecking.Wait()
-	rechecking.Go(func() { l.recheck(ctx) })
-	sweep, seen := time.NewTicker(sweepEvery), time.NewTicker(seenEvery)
+	// Beside it: what is committed goes to its agents at once.
+	var beside sync.WaitGroup
+	beside.Go(func() { every(ctx, recheckTick, func() { l.recheck(ctx) }) })
+	beside.Go(func() { every(ctx, seenEvery, func() { l.keepSeen(ctx) }) })
+	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
-	defer seen.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			beside.Wait()
 			return l.leave()
 		case _, ok := <-changed:
 			if !ok {
 				changed = nil // it ends with ctx; the sweep goes on
 			}
 		case <-sweep.C:
-		case <-seen.C:
-			if err := l.writeSeen(ctx); err != nil {
-				l.Log.Error("when agents were heard of cannot be written", "error", err)
-			}
 		}
 		// A hint may be lost and an error passes: the next look goes on where
 		// this one stopped.
@@ -58,27 +55,32 @@ func (l *Line) Run(ctx context.Context) error {
 	}
 }
 
-// recheck looks at each certificate again from time to time, until ctx ends.
-func (l *Line) recheck(ctx context.Context) {
-	tick := time.NewTicker(recheckTick)
+// every calls f from time to time, until ctx ends.
+func every(ctx context.Context, wait time.Duration, f func()) {
+	tick := time.NewTicker(wait)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			f()
 		}
-		now := l.Now()
-		for _, s := range l.listeners("") {
-			// A clock that was set back must not put it off.
-			if s.socket == nil || now.Sub(s.looked).Abs() < recheckEvery {
-				continue
-			}
-			s.looked = now // nobody else reads it
-			s.recheck()
-			if ctx.Err() != nil {
-				return
-			}
+	}
+}
+
+// recheck looks again at the certificates it has not looked at for a while.
+func (l *Line) recheck(ctx context.Context) {
+	now := l.Now()
+	for _, s := range l.listeners("") {
+		// A clock that was set back must not put it off.
+		if s.socket == nil || now.Sub(s.looked).Abs() < recheckEvery {
+			continue
+		}
+		s.looked = now // nobody else reads it
+		s.recheck()
+		if ctx.Err() != nil {
+			return
 		}
 	}
 }
@@ -220,7 +222,17 @@ func (l *Line) doubt(ctx context.Context, a control.Activity) error {
 	return nil
 }
 
-// writeSeen writes down when agents were last heard of.
+// keepSeen writes down when agents were last heard of, or says why it cannot.
+func (l *Line) keepSeen(ctx context.Context) {
+	if err := l.writeSeen(ctx); err != nil && ctx.Err() == nil {
+		l.Log.Error("when agents were heard of cannot be written", "error", err)
+	}
+}
+
+// seenAtOnce bounds how many are written in one Update: others wait for it.
+const seenAtOnce = 250
+
+// writeSeen writes down when agents were last heard of, in pieces.
 func (l *Line) writeSeen(ctx context.Context) error {
 	l.mu.Lock()
 	seen := l.seen
@@ -231,17 +243,23 @@ func (l *Line) writeSeen(ctx context.Context) error {
 		}
 	}
 	l.mu.Unlock()
-	if len(seen) == 0 {
-		return nil
+	for some := range slices.Chunk(slices.Sorted(maps.Keys(seen)), seenAtOnce) {
+		part := map[string]time.Time{}
+		for _, key := range some {
+			part[key] = seen[key]
+		}
+		if err := l.Store.Update(ctx, func(tx control.Tx) error { return tx.Seen(part) }); err != nil {
+			l.mu.Lock()
+			maps.Copy(seen, l.seen) // what came since is newer
+			l.seen = seen
+			l.mu.Unlock()
+			return err
+		}
+		for _, key := range some {
+			delete(seen, key)
+		}
 	}
-	err := l.Store.Update(ctx, func(tx control.Tx) error { return tx.Seen(seen) })
-	if err != nil {
-		l.mu.Lock()
-		maps.Copy(seen, l.seen) // what came since is newer
-		l.seen = seen
-		l.mu.Unlock()
-	}
-	return err
+	return nil
 }
 
 // leave sends everybody away, spread over some time.

@@ -193,41 +193,50 @@ func (s *session) next() (uplink.Down, bool) {
 	return down, some
 }
 
-// told takes over what the agent says it has, and queues what is newer. The
-// session is subscribed by now, so that nothing falls between: what is
-// committed from now on is offered by itself, and the store is asked for the
-// rest once. It is asked again where the agent has something other than it had
-// and was sent.
-func (s *session) told(ctx context.Context, up uplink.Up) error {
-	var ask []policy.Type
+// told takes over what the agent says it has, and returns whether it says so for
+// the first time, and of which types the store is to be asked for newer ones. The
+// session is subscribed by now, so that nothing falls between: what is committed
+// from now on is offered by itself, and the store is asked for the rest once. It is
+// asked again where the agent has something other than it had and was sent.
+func (s *session) told(up uplink.Up) (first bool, ask []policy.Type) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	first = !s.ready
 	for i, t := range uplink.Documents {
 		has, had := up.Have.Of(t), s.have.Of(t)
 		if has < had {
 			s.kinds[i].sent = sent{} // the host lost what it had
 		}
 		// Trust documents come one by one: after each there may be a next.
-		if !s.ready || has != had && (t == policy.TypeTrust || has != s.kinds[i].sent.version) {
+		if first || has != had && (t == policy.TypeTrust || has != s.kinds[i].sent.version) {
 			ask = append(ask, t)
 		}
 	}
 	s.have, s.held, s.ready = up.Have, up.Held, true
-	s.signal() // what was offered before that may go now
-	s.mu.Unlock()
-	for _, t := range ask {
-		d, err := s.line.document(ctx, s.who.VM, t, up.Have)
-		if errors.Is(err, control.ErrNotFound) {
-			continue
-		}
+	return first, ask
+}
+
+// untold has the same message, when it comes again, ask for all.
+func (s *session) untold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ready = false
+}
+
+// queue offers what the store has, and lets go what was offered before the agent
+// said what it has.
+func (s *session) queue(stored []control.Document) {
+	for _, d := range stored {
+		whole, err := digested(d)
 		if err != nil {
-			s.mu.Lock()
-			s.ready = false // the same message comes again, and asks for all
-			s.mu.Unlock()
-			return err
+			s.line.Log.Error("a document cannot be sent", "error", err)
+			continue // the others can
 		}
-		s.offer(d)
+		s.offer(whole)
 	}
-	return nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.signal()
 }
 
 // take deals with a message of the agent.
@@ -237,24 +246,23 @@ func (s *session) take(ctx context.Context, up uplink.Up) error {
 		return err
 	}
 	defer done()
-	s.mu.Lock()
-	first := !s.ready
-	s.mu.Unlock()
-	reported, err := s.line.Engine.Report(ctx, s.who.VM, up)
+	first, ask := s.told(up)
+	reported, err := s.line.Engine.Report(ctx, s.who.VM, up, ask...)
 	if refusal := control.AsError(err); refusal != nil && refusal.Code == "InvalidRecord" {
 		// A record that a sick disk spoiled does not keep documents from its host.
 		s.line.Log.Warn("lines of a record cannot be read", "vm", s.who.VM, "error", err)
 		up.Lines = nil
-		reported, err = s.line.Engine.Report(ctx, s.who.VM, up)
+		reported, err = s.line.Engine.Report(ctx, s.who.VM, up, ask...)
 		reported.Refused = refusal.Message
 	}
 	if err != nil {
+		if len(ask) > 0 {
+			s.untold()
+		}
 		return err
 	}
 	s.line.metrics.reports.Inc()
-	if err := s.told(ctx, up); err != nil {
-		return err
-	}
+	s.queue(reported.Documents)
 	if first || len(up.Lines) > 0 || reported.Refused != "" {
 		head := uplink.Head(reported.Head)
 		due := s.who.Due(s.line.Now())

@@ -242,5 +242,6 @@ func (s *store) finish(ctx context.Context, end func(), x *sql.Tx, changed bool)
 	if err := x.Commit(); err != nil {
 		return unavailable(fmt.Errorf("commit, which may have happened: %w", err))
 	}
+	s.committed()
 	return nil
 }

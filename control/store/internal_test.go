@@ -3,11 +3,14 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +18,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/jitgate/jitgate/control"
+	"github.com/jitgate/jitgate/policy"
 )
 
 // LimitPages runs f while the database of an Update may not grow.
@@ -35,6 +39,13 @@ func LimitPages(ctx context.Context, x control.Tx, f func() error) error {
 func ActivityBy(x control.Tx, f control.ActivityFilter, by string) ([]control.Activity, error) {
 	query, args := activity(f, way{by: by, first: math.MinInt64, last: math.MaxInt64})
 	return all[control.Activity](x.(*tx), query, args...)
+}
+
+// LinesRead is how many lines of the log a transaction has read, of PostgreSQL.
+func LinesRead(x control.Tx) (n int, err error) {
+	t := x.(*tx)
+	err = t.sql.QueryRowContext(t.ctx, "SELECT COALESCE(idx_tup_fetch, 0) + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'activity'").Scan(&n)
+	return n, err
 }
 
 // The queries that are asked again and again go by an index, and none of them
@@ -207,6 +218,7 @@ func TestFirstSchema(t *testing.T) {
 			"INSERT INTO schema_version VALUES (1, '0001_start', '" + all[0].sum() + "', 'then')",
 			`INSERT INTO answer VALUES ('web-session 00ff', 1, '{}'), ('web-sessions', 1, '{"status": 7}'), ('web', 1, '{"status": 8}')`,
 			`INSERT INTO role VALUES ('r', '{"name": "R"}')`,
+			`INSERT INTO document VALUES ('m', 'p', 1, 1, '{"vm": "m", "type": "p", "version": 7}')`,
 		} {
 			if _, err := x.ExecContext(t.Context(), text); err != nil {
 				return false, err
@@ -235,7 +247,13 @@ func TestFirstSchema(t *testing.T) {
 		if one.Status != 7 || other.Status != 8 || len(roles) != 1 {
 			t.Errorf("%v, %v, %v", one, other, roles)
 		}
-		return errors.Join(err1, err2, err3, tx.PutSession(control.Session{Key: "new"}))
+		// The version of a document was not a column.
+		older, err4 := tx.DocumentsNewer("m", map[policy.Type]uint64{"p": 6})
+		same, err5 := tx.DocumentsNewer("m", map[policy.Type]uint64{"p": 7})
+		if len(older) != 1 || len(same) != 0 {
+			t.Errorf("%v, %v", older, same)
+		}
+		return errors.Join(err1, err2, err3, err4, err5, tx.PutSession(control.Session{Key: "new"}))
 	})
 	if err != nil {
 		t.Error(err)
@@ -336,6 +354,50 @@ func TestTogetherOrNone(t *testing.T) {
 	}
 }
 
+// The log is folded into the file while others write: what was committed long ago
+// is in the file alone.
+func TestLogIsFolded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s, err := open(t.Context(), path, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	n := 0
+	alone := func() (n int) {
+		file, err := os.ReadFile(path)
+		if err == nil {
+			err = os.WriteFile(path+".alone", file, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		db, err := sql.Open("sqlite", "file:"+path+".alone?immutable=1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		// As JSON, in base64. While it is being folded it may not be whole.
+		var doc string
+		var text []byte
+		if db.QueryRow("SELECT doc FROM meta WHERE name = 'n'").Scan(&doc) == nil && json.Unmarshal([]byte(doc), &text) == nil {
+			n, _ = strconv.Atoi(string(text))
+		}
+		return n
+	}
+	for n < 2*foldEvery {
+		n++
+		if err := s.Update(t.Context(), func(tx control.Tx) error { return tx.PutMeta("n", []byte(strconv.Itoa(n))) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(30 * time.Second); alone() < foldEvery; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("after %d commits the file has the %dth", n, alone())
+		}
+	}
+}
+
 // Where a transaction breaks down under one Update, those that had their turn
 // before are told so, and those behind it get another.
 func TestTogetherBrokenDown(t *testing.T) {
@@ -431,7 +493,7 @@ func UndoLists(ctx context.Context, cs control.Store) error {
 			"DROP INDEX activity_ts", "CREATE INDEX activity_ts ON activity (ts)", "DROP INDEX activity_event", "DELETE FROM counter WHERE name = 'machine'",
 			"DROP INDEX policy_vm_policy", "CREATE INDEX policy_vm_policy ON policy_vm (policy)", "CREATE INDEX vm_tab ON vm (id, unsupported)",
 			"CREATE INDEX request_vm_request ON request_vm (request)", "CREATE INDEX request_status_request ON request_status (request)",
-			"DELETE FROM schema_version WHERE name LIKE '%_lists' OR name LIKE '%_beside'",
+			"ALTER TABLE document DROP COLUMN version", "DELETE FROM schema_version WHERE version > 2",
 		} {
 			if _, err := x.ExecContext(ctx, statement); err != nil {
 				return false, fmt.Errorf("%s: %w", statement, err)

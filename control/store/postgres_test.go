@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"sync"
@@ -219,6 +220,48 @@ func TestActivityIsAppendOnlyPostgreSQL(t *testing.T) {
 	}
 	if n := count(t, s); n != 2 {
 		t.Errorf("%d lines", n)
+	}
+}
+
+// A rare event is found by its index, however often it was asked for: PostgreSQL
+// makes a plan for any event after some times, which reads all lines.
+func TestRareEventPostgreSQL(t *testing.T) {
+	dsn := storetest.Shared(t).NewDatabase(t)
+	s := storetest.Open(t, dsn)
+	const all, rare, times = 20_000, 100, 20
+	lines := make([]control.Activity, all)
+	for i := range lines {
+		lines[i] = control.Activity{Event: fmt.Sprint("often", i%5), Reason: strings.Repeat("x", 400)}
+		if i%(all/rare) == 0 {
+			lines[i].Event = "rare"
+		}
+	}
+	if err := s.Update(t.Context(), func(x control.Tx) error { return x.AppendActivity(lines...) }); err != nil {
+		t.Fatal(err)
+	}
+	db, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(context.Background())
+	if _, err := db.Exec(t.Context(), "ANALYZE activity"); err != nil {
+		t.Fatal(err)
+	}
+	err = s.View(t.Context(), func(x control.Tx) error {
+		for range times {
+			found, err := x.Activity(control.ActivityFilter{Event: "rare", Newest: true, Limit: 150})
+			if err != nil || len(found) != rare {
+				t.Errorf("%d lines, %v", len(found), err)
+			}
+		}
+		n, err := store.LinesRead(x)
+		if n > 2*rare*times {
+			t.Errorf("%d lines were read for %d, %d times", n, rare, times)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

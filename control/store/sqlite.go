@@ -9,16 +9,22 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // sqliteEngine is a file that this process alone has open: one connection
-// that writes, and some that read beside it.
+// that writes, some that read beside it, and one that folds the log into the file
+// meanwhile.
 type sqliteEngine struct {
-	readers, writers *sql.DB
-	unlock           func()
+	readers, writers, folders *sql.DB
+	unlock                    func()
+
+	commits atomic.Uint64
+	due     chan struct{} // for the goroutine that folds; closed: it is to end
+	ended   chan struct{} // it has
 }
 
 func openSQLite(ctx context.Context, path string) (_ *sqliteEngine, err error) {
@@ -59,6 +65,12 @@ func openSQLite(ctx context.Context, path string) (_ *sqliteEngine, err error) {
 	}
 	e.readers.SetMaxOpenConns(connectionsAtMost)
 	e.readers.SetMaxIdleConns(connectionsAtMost)
+	if e.folders, err = openFile(path, durable); err != nil {
+		return nil, err
+	}
+	e.folders.SetMaxOpenConns(1)
+	e.due, e.ended = make(chan struct{}, 1), make(chan struct{})
+	go e.fold()
 	return e, nil
 }
 
@@ -82,9 +94,36 @@ func realPath(path string) (string, error) {
 const durable = "_pragma=journal_mode(wal)&_pragma=synchronous(full)&_pragma=foreign_keys(1)"
 
 // amply has the one connection that writes keep the pages that all changes touch
-// (16 MB), and fold the log into the file when it has as many: a page that was
-// changed a hundred times is copied once.
-const amply = "_pragma=cache_size(-16384)&_pragma=wal_autocheckpoint(4096)"
+// (16 MB), and fold the log into the file itself only where it has grown to 32 MB
+// all the same: whoever waits for that commit waits for all of it. What a
+// savepoint may have to bring back is kept in memory: in a file it was a system
+// call for each page of each Update.
+const amply = "_pragma=cache_size(-16384)&_pragma=wal_autocheckpoint(8192)&_pragma=temp_store(memory)"
+
+// foldEvery is after how many commits the log is folded into the file: a page that
+// all of them changed is copied once.
+const foldEvery = 32
+
+// fold folds the log into the file, beside the connection that writes, until the
+// engine is closed. What it cannot do now it does the next time, or that
+// connection does.
+func (e *sqliteEngine) fold() {
+	defer close(e.ended)
+	for range e.due {
+		_, _ = e.folders.Exec("PRAGMA wal_checkpoint(PASSIVE)")
+	}
+}
+
+// committed has the log folded after so many.
+func (e *sqliteEngine) committed() {
+	if e.commits.Add(1)%foldEvery != 0 {
+		return
+	}
+	select {
+	case e.due <- struct{}{}:
+	default: // it is at it
+	}
+}
 
 // openFile makes a pool of connections to a file, which wait for a lock.
 func openFile(path string, parameters ...string) (*sql.DB, error) {
@@ -114,6 +153,7 @@ func (e *sqliteEngine) name() string                            { return "sqlite
 func (e *sqliteEngine) query(q string) string                   { return q }
 func (e *sqliteEngine) ddl(q string) string                     { return q }
 func (e *sqliteEngine) contains(c string) string                { return "instr(" + c + ", ?) > 0" }
+func (e *sqliteEngine) planned(args []any) []any                { return args }
 func (e *sqliteEngine) begun(context.Context, *sql.Tx) error    { return nil }
 func (e *sqliteEngine) announce(context.Context, *sql.Tx) error { return nil }
 
@@ -154,8 +194,12 @@ func (e *sqliteEngine) passing(err error) bool {
 
 func (e *sqliteEngine) close() error {
 	var errs []error
+	if e.due != nil {
+		close(e.due)
+		<-e.ended
+	}
 	// The one that writes goes last: it folds the log into the file.
-	for _, db := range []*sql.DB{e.readers, e.writers} {
+	for _, db := range []*sql.DB{e.folders, e.readers, e.writers} {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}

@@ -296,7 +296,7 @@ func TestSchemaThatIsNotOurs(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	n, err := store.Version(t.Context(), storetest.SQLite(t))
-	if err != nil || n != 4 {
+	if err != nil || n != 5 {
 		t.Errorf("schema %d, %v", n, err)
 	}
 	if _, err := store.Version(t.Context(), nil); err == nil {

@@ -48,6 +48,8 @@ type engine interface {
 	// announce is the last thing in an Update that changed documents or
 	// activity: what other processes are to be told once it is committed.
 	announce(context.Context, *sql.Tx) error
+	// committed comes after each commit of an Update.
+	committed()
 	// breaksOff reports whether a statement of an Update may be broken off
 	// where it is. Where not, the next one is not begun.
 	breaksOff() bool
@@ -67,6 +69,9 @@ type dialect interface {
 	ddl(string) string
 	// contains is a condition: a column has a string, an argument, in it.
 	contains(column string) string
+	// planned are the arguments of a query whose plan has to be made for them, and
+	// not once for any.
+	planned(args []any) []any
 }
 
 // stepAtMost is the longest that one step may take: the wait for a turn, a

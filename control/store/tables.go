@@ -458,6 +458,23 @@ func (t *tx) Document(vm string, kind policy.Type) (control.Document, error) {
 	return one[control.Document](t, "SELECT doc FROM document WHERE vm = ? AND type = ?", fold(vm), string(kind))
 }
 
+// DocumentsNewer asks for versions in the query: an agent that comes mostly has
+// its documents, and to read one takes longer than to find it. Version 0 is that
+// of a row from before there was a column for it.
+func (t *tx) DocumentsNewer(vm string, than map[policy.Type]uint64) ([]control.Document, error) {
+	if len(than) == 0 {
+		return nil, nil
+	}
+	var any, q selection
+	for _, kind := range slices.Sorted(maps.Keys(than)) {
+		any.and("(type = ? AND (version = 0 OR version > ?))", string(kind), number(than[kind]))
+	}
+	q.and("vm = ?", fold(vm))
+	q.and("("+strings.Join(any.where, " OR ")+")", any.args...)
+	list, err := all[control.Document](t, q.text("document", "type", 0), q.args...)
+	return slices.DeleteFunc(list, func(d control.Document) bool { return d.Version <= than[d.Type] }), err
+}
+
 func (t *tx) DocumentsOf(vms ...string) (list []control.Document, err error) {
 	keys := make([]string, 0, len(vms))
 	for _, vm := range vms {
@@ -500,10 +517,10 @@ func (t *tx) PutDocument(list ...control.Document) error {
 				t.failed = errors.Join(t.failed, err)
 				return err
 			}
-			args = append(args, d.VM, string(d.Type), number(d.Seq), nanos(d.Issued), doc)
+			args = append(args, d.VM, string(d.Type), number(d.Seq), nanos(d.Issued), number(d.Version), doc)
 		}
-		_, err := t.exec("INSERT INTO document (vm, type, seq, issued, doc) VALUES "+tuples(len(some), "(?, ?, ?, ?, ?)")+`
-			ON CONFLICT (vm, type) DO UPDATE SET seq = excluded.seq, issued = excluded.issued, doc = excluded.doc`, args...)
+		_, err := t.exec("INSERT INTO document (vm, type, seq, issued, version, doc) VALUES "+tuples(len(some), "(?, ?, ?, ?, ?, ?)")+`
+			ON CONFLICT (vm, type) DO UPDATE SET seq = excluded.seq, issued = excluded.issued, version = excluded.version, doc = excluded.doc`, args...)
 		if err != nil {
 			return err
 		}
@@ -825,10 +842,11 @@ func (t *tx) PutJoin(j control.Join) error {
 		j, j.Hash, nanos(j.Created))
 }
 
-func (t *tx) AgentHead(r control.Record) (h control.Head, err error) {
-	err = t.read(func(rows *sql.Rows) error { return rows.Scan(&h.Seq, &h.Hash) },
-		"SELECT seq, hash FROM agent_event WHERE vm = ? AND epoch = ? ORDER BY seq DESC LIMIT 1", r.VM.Key(), number(r.Epoch))
-	return h, err
+func (t *tx) NewestRecord(vm control.VMID) (r control.Record, h control.Head, err error) {
+	r.VM = vm
+	err = t.read(func(rows *sql.Rows) error { return rows.Scan(&r.Epoch, &h.Seq, &h.Hash) },
+		"SELECT epoch, seq, hash FROM agent_event WHERE vm = ? ORDER BY epoch DESC, seq DESC LIMIT 1", vm.Key())
+	return r, h, err
 }
 
 // AppendAgentEvents refuses a number that is there already: a record is not
@@ -936,7 +954,7 @@ func (t *tx) Activity(f control.ActivityFilter) ([]control.Activity, error) {
 		return nil, err
 	}
 	query, args := activity(f, w)
-	return all[control.Activity](t, query, args...)
+	return all[control.Activity](t, query, t.store.planned(args)...)
 }
 
 // way is how lines are looked for: by the index of one column, where all that
@@ -977,7 +995,7 @@ func (t *tx) way(f control.ActivityFilter) (w way, err error) {
 		q.and(c.name+" = ?", c.value)
 		q.pages(f, w, "seq")
 		var lines int
-		err := t.read(func(rows *sql.Rows) error { return rows.Scan(&lines) }, "SELECT count(*) FROM (SELECT 1 FROM activity"+q.conditions()+limited(fewest)+") AS few", q.args...)
+		err := t.read(func(rows *sql.Rows) error { return rows.Scan(&lines) }, "SELECT count(*) FROM (SELECT 1 FROM activity"+q.conditions()+limited(fewest)+") AS few", t.store.planned(q.args)...)
 		if err != nil {
 			return w, err
 		}

@@ -124,7 +124,8 @@ func notThere(t *testing.T, s control.Store) {
 		if err != nil {
 			return err
 		}
-		head, err := x.AgentHead(control.Record{VM: vm})
+		record, head, err := x.NewestRecord(vm)
+		same(t, record, control.Record{VM: vm})
 		same(t, head, control.Head{})
 		return err
 	})
@@ -466,6 +467,25 @@ func documents(t *testing.T, s control.Store) {
 			return err
 		})
 	}
+	for _, c := range []struct {
+		want, vm string
+		than     map[policy.Type]uint64
+	}{
+		{"", a, nil},
+		{"12 15", strings.ToUpper(a), map[policy.Type]uint64{policy.TypePolicy: 14, policy.TypeGrants: 0}},
+		{"12", a, map[policy.Type]uint64{policy.TypePolicy: 15, policy.TypeGrants: 11}},
+		{"15", a, map[policy.Type]uint64{policy.TypePolicy: 14}},
+		{"", a, map[policy.Type]uint64{policy.TypePolicy: 15, policy.TypeGrants: ^uint64(0), policy.TypeTrust: 0}},
+		{"13", "", map[policy.Type]uint64{policy.TypeTrust: 12, policy.TypePolicy: 0}},
+		{"", "", map[policy.Type]uint64{policy.TypeTrust: 13}},
+		{"", Machine("s", "g", "none").Key(), map[policy.Type]uint64{policy.TypePolicy: 0}},
+	} {
+		view(t, s, func(x control.Tx) error {
+			found, err := x.DocumentsNewer(c.vm, c.than)
+			same(t, names(found, func(d control.Document) string { return fmt.Sprint(d.Version) }), c.want)
+			return err
+		})
+	}
 }
 
 func grantsDue(t *testing.T, s control.Store) {
@@ -755,19 +775,28 @@ func agentEvents(t *testing.T, s control.Store) {
 		return list
 	}
 	update(t, s, func(x control.Tx) error {
-		return errors.Join(x.AppendAgentEvents(vm, events(1, 3)), x.AppendAgentEvents(other, events(1, 1)), x.AppendAgentEvents(again, events(1, 2)), x.AppendAgentEvents(vm, nil))
+		return errors.Join(x.AppendAgentEvents(vm, events(1, 3)), x.AppendAgentEvents(other, events(1, 1)), x.AppendAgentEvents(vm, nil))
 	})
 	update(t, s, func(x control.Tx) error { return x.AppendAgentEvents(vm, events(4, 1203)) })
+	newest := func(record control.Record, want control.Head) {
+		t.Helper()
+		view(t, s, func(x control.Tx) error {
+			r, head, err := x.NewestRecord(record.VM)
+			same(t, r, record)
+			same(t, head, want)
+			return err
+		})
+	}
+	newest(vm, control.Head{Seq: 1203, Hash: "h1203"})
+	newest(other, control.Head{Seq: 1, Hash: "h1"})
+	update(t, s, func(x control.Tx) error { return x.AppendAgentEvents(again, events(1, 2)) })
+	newest(again, control.Head{Seq: 2, Hash: "h2"})
 	view(t, s, func(x control.Tx) error {
-		head, err1 := x.AgentHead(vm)
-		same(t, head, control.Head{Seq: 1203, Hash: "h1203"})
-		second, err4 := x.AgentHead(again)
-		same(t, second, control.Head{Seq: 2, Hash: "h2"})
-		page, err2 := x.AgentEvents(vm, 2, 2)
+		page, err1 := x.AgentEvents(vm, 2, 2)
 		same(t, names(page, func(e control.AgentEvent) string { return e.Hash }), "h3 h4")
-		rest, err3 := x.AgentEvents(vm, 1, 0)
+		rest, err2 := x.AgentEvents(vm, 1, 0)
 		same(t, len(rest), 1202)
-		return errors.Join(err1, err2, err3, err4)
+		return errors.Join(err1, err2)
 	})
 	// A line that is there already: nothing of the batch is written, whatever
 	// becomes of the error.
@@ -784,8 +813,8 @@ func agentEvents(t *testing.T, s control.Store) {
 		}
 	}
 	view(t, s, func(x control.Tx) error {
-		head, err := x.AgentHead(vm)
-		same(t, head.Seq, 1203)
+		rest, err := x.AgentEvents(vm, 1202, 0)
+		same(t, names(rest, func(e control.AgentEvent) string { return e.Hash }), "h1203")
 		return err
 	})
 }
