@@ -198,7 +198,7 @@ func (f *fleet) connect(ctx context.Context, r *figures) error {
 	if err != nil {
 		return err
 	}
-	spent, err := f.server.processor(ctx)
+	spent, err := f.spent(ctx)
 	if err != nil {
 		return err
 	}
@@ -217,11 +217,11 @@ func (f *fleet) connect(ctx context.Context, r *figures) error {
 	if err := f.quietDown(ctx); err != nil {
 		return err
 	}
-	now, err := f.server.processor(ctx)
+	now, err := f.spent(ctx)
 	if err != nil {
 		return err
 	}
-	r.connectCPU = (now - spent) / float64(len(f.hosts))
+	r.connectCPU = now.since(spent, len(f.hosts))
 	after, err := f.server.usage(ctx)
 	if err != nil {
 		return err
@@ -275,6 +275,7 @@ func (f *fleet) granted(ctx context.Context, from int) error {
 // idle asks for one after another.
 func (f *fleet) idle(ctx context.Context, r *figures) error {
 	from := f.ledger.count()
+	profiled := f.profile(ctx, "idle")
 	for range min(idleTurns, 2*len(f.hosts)) {
 		number, err := f.ask(ctx, f.any())
 		if err != nil {
@@ -290,7 +291,7 @@ func (f *fleet) idle(ctx context.Context, r *figures) error {
 		}
 	}
 	r.idleCall, r.idleStored, r.idle = f.times(from)
-	return f.quietDown(ctx)
+	return errors.Join(profiled(), f.quietDown(ctx))
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -321,12 +322,11 @@ func (f *fleet) times(from int) (calls, stored, whole sample) {
 // load asks at a rate, whatever the answers take.
 func (f *fleet) load(ctx context.Context, r *figures) error {
 	from := f.ledger.count()
-	spent, err := f.server.processor(ctx)
+	spent, err := f.spent(ctx)
 	if err != nil {
 		return err
 	}
-	profiled := make(chan error, 1)
-	go func() { profiled <- f.profile(ctx) }()
+	profiled := f.profile(ctx, "load")
 	begin := time.Now()
 	g, working := errgroup.WithContext(ctx)
 	g.SetLimit(callers)
@@ -349,17 +349,19 @@ func (f *fleet) load(ctx context.Context, r *figures) error {
 		return err
 	}
 	r.loadCall, r.loadStored, r.loaded = f.times(from)
-	if err := <-profiled; err != nil {
-		return err
-	}
-	now, err := f.server.processor(ctx)
-	r.loadCPU = (now - spent) / float64(total)
-	return errors.Join(err, f.quietDown(ctx))
+	now, err := f.spent(ctx)
+	r.loadCPU = now.since(spent, total)
+	return errors.Join(err, profiled(), f.quietDown(ctx))
 }
 
 // policies changes the policy of every machine.
 func (f *fleet) policies(ctx context.Context, r *figures) error {
 	f.ledger.expect(longest(1))
+	spent, err := f.spent(ctx)
+	if err != nil {
+		return err
+	}
+	profiled := f.profile(ctx, "policy")
 	begin := time.Now()
 	if err := f.writePolicies(ctx, 1); err != nil {
 		return err
@@ -370,7 +372,12 @@ func (f *fleet) policies(ctx context.Context, r *figures) error {
 	}
 	_, last := f.ledger.guarded()
 	r.policyWritten, r.policyAll, r.policyAfter = written.Sub(begin), last.Sub(begin), max(0, last.Sub(written))
-	return f.quietDown(ctx)
+	if err := errors.Join(profiled(), f.quietDown(ctx)); err != nil {
+		return err
+	}
+	now, err := f.spent(ctx)
+	r.policyCPU = now.since(spent, len(f.hosts))
+	return err
 }
 
 // revocations closes some of what is open.
@@ -443,7 +450,12 @@ func (f *fleet) storm(ctx context.Context, r *figures) error {
 	}
 	returned := time.Now()
 	back.Store(int64(returned.Sub(begin)))
-	err := f.until(ctx, "all machines are back", 100*time.Millisecond, func() (bool, error) {
+	profiled := f.profile(ctx, "storm")
+	before, err := f.spent(ctx)
+	if err != nil {
+		return err
+	}
+	err = f.until(ctx, "all machines are back", 100*time.Millisecond, func() (bool, error) {
 		n, err := f.connected(ctx)
 		return n == len(f.hosts), err
 	})
@@ -451,10 +463,12 @@ func (f *fleet) storm(ctx context.Context, r *figures) error {
 	enough()
 	probes.Wait()
 	r.stormCalls = calls
-	if err != nil {
+	if err := errors.Join(err, profiled(), f.granted(ctx, from), f.quietDown(ctx)); err != nil {
 		return err
 	}
-	return errors.Join(f.granted(ctx, from), f.quietDown(ctx))
+	after, err := f.spent(ctx)
+	r.stormCPU = after.since(before, len(f.hosts))
+	return err
 }
 
 // expulsion ends the agents of some machines for good.

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -33,8 +34,12 @@ type options struct {
 	seconds int    // that the load goes on
 	rate    int    // requests a second of it
 	cpu     string // file for a profile
+	during  string // the part of the run it is of
 	picture string // file for a picture
 }
+
+// profiledParts are the parts of a run that a profile may be of.
+var profiledParts = []string{"idle", "load", "policy", "storm"}
 
 func main() {
 	code, err := run()
@@ -51,7 +56,8 @@ func run() (code int, err error) {
 	flag.StringVar(&o.dir, "dir", "", "directory for the database, kept (default a temporary one here)")
 	flag.IntVar(&o.seconds, "seconds", 10, "how long the load goes on")
 	flag.IntVar(&o.rate, "rate", 1000, "requests a second of the load")
-	flag.StringVar(&o.cpu, "profile", "", "write the server's CPU profile under load into this file")
+	flag.StringVar(&o.cpu, "profile", "", "write a CPU profile of the server into this file")
+	flag.StringVar(&o.during, "during", "load", "the part of the run that is profiled: "+strings.Join(profiledParts, ", "))
 	flag.StringVar(&o.picture, "picture", "", "draw what was measured into this SVG")
 	agents := flag.String("agents", "10000", "how many machines; several numbers with commas are measured one after another")
 	strict := flag.Bool("strict", false, "exit 1 if a bound is missed")
@@ -61,6 +67,9 @@ func run() (code int, err error) {
 	}
 	if o.store != "sqlite" && o.store != "postgres" {
 		return 2, fmt.Errorf("-store %q is neither sqlite nor postgres", o.store)
+	}
+	if !slices.Contains(profiledParts, o.during) {
+		return 2, fmt.Errorf("-during %q is none of %s", o.during, strings.Join(profiledParts, ", "))
 	}
 	var sizes []int
 	for _, text := range strings.Split(*agents, ",") {

@@ -27,15 +27,16 @@ type figures struct {
 
 	enrolled, written time.Duration
 	connected         time.Duration
-	connectCPU        float64 // seconds of the server's processor, for one agent
+	connectCPU        used    // by each agent
 	inUse, resident   float64 // bytes for one agent
 
 	idleCall, idleStored, idle   sample
 	loadCall, loadStored, loaded sample
 	rate                         float64 // reached
-	loadCPU                      float64 // seconds for one request
+	loadCPU                      used    // by each request
 
 	policyWritten, policyAll, policyAfter time.Duration
+	policyCPU, stormCPU                   used // by each machine
 	revoked, expelled                     sample
 	storm, away                           time.Duration
 	stormCalls                            sample
@@ -57,21 +58,23 @@ func (f figures) lines() []line {
 	return []line{
 		{"preparing", "enrolled, with keys and certificates", fmt.Sprintf("%.1f s, %.0f a second", f.enrolled.Seconds(), float64(f.agents)/f.enrolled.Seconds()), "", true},
 		{"preparing", "first policies written", fmt.Sprintf("%.2f s, %.0f machines a second", f.written.Seconds(), float64(f.agents)/f.written.Seconds()), "", true},
-		{"connecting", "all connected and guarded", fmt.Sprintf("%.2f s; %.2f ms of the server's processor each", f.connected.Seconds(), f.connectCPU*1e3), "", true},
+		{"connecting", "all connected and guarded", fmt.Sprintf("%.2f s; %s", f.connected.Seconds(), f.connectCPU), "", true},
 		{"connecting", "memory of the server per idle agent", fmt.Sprintf("%.1f KB in use after GC", f.inUse/1000), "≤ 25 KB", f.inUse <= 25_000},
 		{"connecting", "the same, resident", fmt.Sprintf("%.1f KB", f.resident/1000), "", true},
 		{"idle", "idle: call → machine has it verified", f.idle.String(), "p99 ≤ 10 ms", p99(f.idle, 10*time.Millisecond)},
 		{"idle", "idle: the call / after its answer", f.idleCall.String() + " / " + f.idleStored.String(), "", true},
-		{"load", "requests a second reached", fmt.Sprintf("%.0f; %.2f ms of the server's processor each", f.rate, f.loadCPU*1e3), "", true},
+		{"load", "requests a second reached", fmt.Sprintf("%.0f; %s", f.rate, f.loadCPU), "", true},
 		{"load", "load: call → machine has it verified", f.loaded.String(), "", true},
 		{"load", "load: answer → machine has it verified", f.loadStored.String(), "p99 ≤ 25 ms", p99(f.loadStored, 25*time.Millisecond)},
 		{"load", "load: the call", f.loadCall.String(), "", true},
 		{"policy", "a policy for all: last call answered", fmt.Sprintf("%.2f s after the first call", f.policyWritten.Seconds()), "", true},
 		{"policy", "a policy for all: last machine has it", fmt.Sprintf("%.2f s after the first call, %.0f ms after the last answer", f.policyAll.Seconds(), ms(f.policyAfter)),
 			"≤ 1 s after the last answer", f.policyAfter <= time.Second},
+		{"policy", "a policy for all: what it took", f.policyCPU.String(), "", true},
 		{"revoking", "revoke: call → machine has closed it", f.revoked.String(), "", true},
 		{"expelling", "revoke of an agent: call → off the line", f.expelled.String(), "", true},
 		{"storm", "kill -9: all back after the server's return", fmt.Sprintf("%.1f s; it was away for %.2f s", f.storm.Seconds(), f.away.Seconds()), "≤ 10 s", f.storm <= 10*time.Second},
+		{"storm", "the same: what it took", f.stormCPU.String(), "", true},
 		{"storm", "the API meanwhile", fmt.Sprintf("%s, %d calls, %d refused", f.stormCalls, len(f.stormCalls), f.refused), "p99 ≤ 1 s", p99(f.stormCalls, time.Second) && f.refused == 0},
 		{"account", "the account", fmt.Sprintf("%d requests acknowledged and found, %d documents as stored", f.acknowledged, f.held), "none lost", true},
 	}
@@ -228,15 +231,44 @@ func storedSources(ctx context.Context, kept control.Store) (map[netip.Addr]bool
 	}
 }
 
-// profile keeps a profile of the server's processor under load, where it is
-// asked for.
-func (f *fleet) profile(ctx context.Context) error {
-	if f.o.cpu == "" {
-		return nil
+// profile keeps a profile of the server's processor in a part of the run, where
+// it is asked for. What it returns waits for it.
+func (f *fleet) profile(ctx context.Context, part string) (wait func() error) {
+	if f.o.cpu == "" || f.o.during != part {
+		return func() error { return nil }
 	}
-	text, err := f.server.local(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", max(1, f.o.seconds-1)))
-	if err != nil {
-		return err
+	kept := make(chan error, 1)
+	go func() {
+		text, err := f.server.local(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", max(1, f.o.seconds-1)))
+		if err == nil {
+			err = os.WriteFile(filepath.Clean(f.o.cpu), text, 0o644)
+		}
+		kept <- err
+	}()
+	return func() error { return <-kept }
+}
+
+// used is what a part of the run took of processors, in seconds for each
+// machine or request of it: of the server, and of this process.
+type used struct{ server, fleet float64 }
+
+func (u used) String() string {
+	return fmt.Sprintf("%.2f ms of the server's processor each, %.2f of the agents'", u.server*1e3, u.fleet*1e3)
+}
+
+// spent is what both have had of processors up to now, in seconds.
+func (f *fleet) spent(ctx context.Context) (u used, err error) {
+	var own unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &own); err != nil {
+		return u, err
 	}
-	return os.WriteFile(filepath.Clean(f.o.cpu), text, 0o644)
+	u.fleet = time.Duration(own.Utime.Nano() + own.Stime.Nano()).Seconds()
+	m, err := f.server.scrape(ctx)
+	u.server = m["process_cpu_seconds_total"]
+	return u, err
+}
+
+// since is what was used since before, for each of n.
+func (u used) since(before used, n int) used {
+	return used{(u.server - before.server) / float64(n), (u.fleet - before.fleet) / float64(n)}
 }

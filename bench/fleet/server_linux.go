@@ -232,9 +232,3 @@ func (s *server) scrape(ctx context.Context) (map[string]float64, error) {
 	}
 	return all, nil
 }
-
-// processor is how long the server has had a processor, in seconds.
-func (s *server) processor(ctx context.Context) (float64, error) {
-	m, err := s.scrape(ctx)
-	return m["process_cpu_seconds_total"], err
-}
