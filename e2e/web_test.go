@@ -18,7 +18,7 @@ func TestPage(t *testing.T) {
 	h := newStranger(t)
 	ssh := h.sshd() // while everybody may
 	p := planeBeside(h)
-	h.enroll(p)
+	cutOff := h.enroll(p)
 	admin := p.read("admin.token")
 	person := func(name, role string) string {
 		p.command("user", "add", name, "--role", role, "--scope", "/subscriptions/"+subscription)
@@ -39,6 +39,8 @@ func TestPage(t *testing.T) {
 	browse(t, h.outside, "page.mjs", []string{"URL=" + p.url(""), "ADMIN=" + admin, "ALICE=" + token(person("alice", "JITRequester")), "CAROL=" + token(person("carol", "SecurityAdmin")),
 		"VM=" + vmID, "OTHER=" + other, "SHOTS=" + shots}, map[string]func(string) string{
 		"guarded": look(func() { h.hasPolicy(1); h.isClosed(mine, ways("22/tcp", bob4)) }),
+		"cut off": look(cutOff),
+		"back":    look(func() { h.fetch() }),
 		"open": look(func() {
 			if out := ssh(alice4, "echo in"); !strings.Contains(out, "in") {
 				t.Errorf("ssh says %s", out)

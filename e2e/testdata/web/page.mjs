@@ -78,10 +78,13 @@ await check(alice, "request, refused");
 await shot(alice, "request-refused");
 await alice.getByRole("textbox", { name: "IP range" }).fill("");
 await alice.getByLabel("Why").fill("INC-4711: the disk of web1 is full");
+// It opens while one looks, with no page loaded anew: the machine hears of it
+// when the page is there, however fast it is.
+await look("cut off");
 await alice.getByRole("button", { name: "Open ports" }).click();
-// It opens while one looks, with no page loaded anew.
 await state(alice).waitFor();
 await alice.evaluate(() => { window.here = true; });
+await look("back");
 await state(alice).getByText("open", { exact: true }).waitFor();
 await alice.getByText(/left$/).first().waitFor();
 assert(await alice.evaluate(() => window.here), "the page was loaded anew");
