@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -31,7 +30,6 @@ const (
 	callers      = 64 // connections that the load may use
 	idleTurns    = 200
 	revokeTurns  = 100
-	probeEvery   = 50 * time.Millisecond // calls of the API during a storm
 
 	// By then whatever was acknowledged has arrived, on any machine.
 	settled, settledEach = 5 * time.Minute, 50 * time.Millisecond
@@ -253,8 +251,7 @@ func (f *fleet) quietDown(ctx context.Context) error {
 // ask asks for access to a machine by Azure's API.
 func (f *fleet) ask(ctx context.Context, h *host) (number int, err error) {
 	number, source := f.ledger.begin(h.number)
-	body := fmt.Sprintf(`{"virtualMachines":[{"id":%q,"ports":[{"number":22,"allowedSourceAddressPrefix":"%s","duration":"PT1H"}]}]}`, h.id, source)
-	if _, err = f.server.call(ctx, http.MethodPost, policyOf(h.number)+"/initiate?api-version=2020-01-01", []byte(body)); err == nil {
+	if err = f.server.initiate(ctx, h.number, source); err == nil {
 		f.ledger.acknowledged(number)
 	}
 	return number, err
@@ -419,55 +416,48 @@ func (f *fleet) revocations(ctx context.Context, r *figures) error {
 // storm kills the server while requests come in, and starts it again.
 func (f *fleet) storm(ctx context.Context, r *figures) error {
 	from := f.ledger.count()
-	probing, enough := context.WithCancel(ctx)
-	defer enough()
-	var probes sync.WaitGroup
-	var back atomic.Int64 // when the server was there again, in ns after begin
-	begin := time.Now()
-	var calls []time.Duration
-	probes.Go(func() {
-		for probing.Err() == nil {
-			at := time.Now()
-			returned := back.Load()
-			_, err := f.ask(probing, f.any())
-			if returned > 0 && probing.Err() == nil {
-				if err != nil {
-					r.refused++
-				} else {
-					calls = append(calls, time.Since(at))
-				}
-			}
-			pause(probing, probeEvery)
-		}
-	})
+	caller, err := f.calls()
+	if err != nil {
+		return err
+	}
+	defer caller.end()
 	if err := pause(ctx, 500*time.Millisecond); err != nil {
+		return err
+	}
+	before, err := ownUse()
+	if err != nil {
 		return err
 	}
 	f.server.kill()
 	down := time.Now()
-	if err := f.server.start(ctx); err != nil {
+	if err := f.server.launch(); err != nil {
 		return err
 	}
-	returned := time.Now()
-	back.Store(int64(returned.Sub(begin)))
+	if err := f.until(ctx, "somebody is answered", 10*time.Millisecond, func() (bool, error) {
+		return len(caller.since(down)) > 0, f.server.hasEnded()
+	}); err != nil {
+		return err
+	}
+	returned := caller.since(down)[0].Ended
 	profiled := f.profile(ctx, "storm")
-	before, err := f.spent(ctx)
-	if err != nil {
-		return err
-	}
 	err = f.until(ctx, "all machines are back", 100*time.Millisecond, func() (bool, error) {
 		n, err := f.connected(ctx)
 		return n == len(f.hosts), err
 	})
 	r.storm, r.away = time.Since(returned), returned.Sub(down)
-	enough()
-	probes.Wait()
-	r.stormCalls = calls
+	caller.end()
+	for _, m := range caller.since(down) {
+		if m.Error != "" {
+			r.refused++
+		} else {
+			r.stormCalls = append(r.stormCalls, m.Ended.Sub(m.Began))
+		}
+	}
 	if err := errors.Join(err, profiled(), f.granted(ctx, from), f.quietDown(ctx)); err != nil {
 		return err
 	}
 	after, err := f.spent(ctx)
-	r.stormCPU = after.since(before, len(f.hosts))
+	r.stormCPU = after.since(used{fleet: before}, len(f.hosts)) // the server is another process
 	return err
 }
 

@@ -50,6 +50,9 @@ func main() {
 }
 
 func run() (code int, err error) {
+	if len(os.Args) == 4 && os.Args[1] == callerArgument {
+		return 1, call(os.Stdin, os.Stdout, os.Args[2], os.Args[3])
+	}
 	var o options
 	flag.StringVar(&o.control, "control", "bin/jitgate-control", "the control plane's program")
 	flag.StringVar(&o.store, "store", "sqlite", "the control plane's database: sqlite or postgres")

@@ -54,6 +54,30 @@ func (s *server) url() string    { return "https://" + s.listen }
 
 // start starts the program and waits until it is ready.
 func (s *server) start(ctx context.Context) error {
+	if err := s.launch(); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(patience); ; {
+		err := s.ready(ctx)
+		if err == nil {
+			return nil
+		}
+		if ended := s.hasEnded(); ended != nil {
+			return s.complain(ended)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return s.complain(fmt.Errorf("the control plane is not ready: %w", err))
+		}
+	}
+}
+
+// launch starts the program.
+func (s *server) launch() error {
 	log, err := os.OpenFile(s.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -75,21 +99,16 @@ func (s *server) start(ctx context.Context) error {
 		c.Wait() // whatever it says, it is over
 		close(exited)
 	}(s.exited)
-	for deadline := time.Now().Add(patience); ; {
-		err := s.ready(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-s.exited:
-			return s.complain(errors.New("the control plane ended"))
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(5 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			return s.complain(fmt.Errorf("the control plane is not ready: %w", err))
-		}
+	return nil
+}
+
+// hasEnded is an error once the program that was started is over.
+func (s *server) hasEnded() error {
+	select {
+	case <-s.exited:
+		return errors.New("the control plane ended")
+	default:
+		return nil
 	}
 }
 
