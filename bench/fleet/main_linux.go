@@ -51,7 +51,10 @@ func main() {
 
 func run() (code int, err error) {
 	if len(os.Args) == 4 && os.Args[1] == callerArgument {
-		return 1, call(os.Stdin, os.Stdout, os.Args[2], os.Args[3])
+		if err := call(os.Stdin, os.Stdout, os.Args[2], os.Args[3]); err != nil {
+			return 1, fmt.Errorf("the caller: %w", err)
+		}
+		return 0, nil
 	}
 	var o options
 	flag.StringVar(&o.control, "control", "bin/jitgate-control", "the control plane's program")
