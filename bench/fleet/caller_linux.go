@@ -17,7 +17,7 @@ import (
 
 // The API is called during a storm by a process of its own: in the one in which
 // ten thousand machines shake hands, whoever calls waits for a processor behind
-// them all, for seconds, and would find that of the server.
+// them all, for seconds, and takes that for the server's time.
 
 // callerArgument makes this program one that calls.
 const callerArgument = "call"
@@ -130,12 +130,13 @@ func (f *fleet) calls() (*caller, error) {
 	return c, nil
 }
 
-// since returns the calls from the first on that was answered after a time.
+// since returns the calls from the first on that began after a time and was
+// answered.
 func (c *caller) since(t time.Time) []made {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, m := range c.made {
-		if m.Error == "" && m.Ended.After(t) {
+		if m.Error == "" && m.Began.After(t) {
 			return c.made[i:]
 		}
 	}
