@@ -138,10 +138,7 @@ func TestSDKOnAFreshControlPlane(t *testing.T) {
 
 	// Somebody who may ask, and nothing else.
 	p.command("user", "add", "alice", "--role", "JITRequester", "--scope", "/subscriptions/"+subscription+"/resourceGroups/"+group)
-	alice := p.command("token", "create", "--for", "alice")
-	alice = alice[strings.Index(alice, "jgt_"):]
-	alice, _, _ = strings.Cut(alice, "\n")
-	hers := p.sdk(alice, "")
+	hers := p.sdk(tokenIn(p.command("token", "create", "--for", "alice"), "jgt_"), "")
 	if _, err := hers.Initiate(ctx, group, location, policyName, asks(vmID, 22, bob4, time.Now().Add(time.Minute)), nil); err != nil {
 		t.Errorf("a requester's request: %v", err)
 	}

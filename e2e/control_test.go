@@ -53,9 +53,12 @@ func (h *host) enrollAgain(p *plane) {
 // joinToken makes a join token; args say for what.
 func joinToken(p *plane, args ...string) string {
 	p.t.Helper()
-	token := p.command(append([]string{"join", "create"}, args...)...)
-	token = token[strings.Index(token, "jgj_"):]
-	token, _, _ = strings.Cut(token, "\n")
+	return tokenIn(p.command(append([]string{"join", "create"}, args...)...), "jgj_")
+}
+
+// tokenIn is the token in what a command printed, by how it begins.
+func tokenIn(out, begins string) string {
+	token, _, _ := strings.Cut(out[strings.Index(out, begins):], "\n")
 	return token
 }
 

@@ -22,12 +22,7 @@ func TestPage(t *testing.T) {
 	admin := p.read("admin.token")
 	person := func(name, role string) string {
 		p.command("user", "add", name, "--role", role, "--scope", "/subscriptions/"+subscription)
-		return p.command("token", "create", "--for", name)
-	}
-	token := func(out string) string {
-		out = out[strings.Index(out, "jgt_"):]
-		out, _, _ = strings.Cut(out, "\n")
-		return out
+		return tokenIn(p.command("token", "create", "--for", name), "jgt_")
 	}
 	p.want(200, admin, "PUT", "/api/v1/vms"+vmID, object{"osType": "Linux", "location": location, "address": vm4})
 
@@ -36,7 +31,7 @@ func TestPage(t *testing.T) {
 	look := func(f func()) func(string) string { return func(string) string { f(); return "" } }
 	other := strings.TrimSuffix(vmID, "web1") + "web2"
 	shots := os.Getenv("JITGATE_SCREENSHOTS")
-	browse(t, h.outside, "page.mjs", []string{"URL=" + p.url(""), "ADMIN=" + admin, "ALICE=" + token(person("alice", "JITRequester")), "CAROL=" + token(person("carol", "SecurityAdmin")),
+	browse(t, h.outside, "page.mjs", []string{"URL=" + p.url(""), "ADMIN=" + admin, "ALICE=" + person("alice", "JITRequester"), "CAROL=" + person("carol", "SecurityAdmin"),
 		"VM=" + vmID, "OTHER=" + other, "SHOTS=" + shots}, map[string]func(string) string{
 		"guarded": look(func() { h.hasPolicy(1); h.isClosed(mine, ways("22/tcp", bob4)) }),
 		"cut off": look(cutOff),
