@@ -551,6 +551,35 @@ func TestNarrowingRevokesWhatIsOutside(t *testing.T) {
 	}
 }
 
+// A list of grants that an edit of the policy leaves as it is goes on: what it
+// opened stays open under the newer policy. One that would say something else is
+// made anew, and so is one that has ended.
+func TestEditLeavesTheListThatSaysTheSame(t *testing.T) {
+	p := newPlane(t)
+	p.put("default", machine("vm1", rule(22, "PT3H")))
+	p.initiate(as("alice", "Owner"), wants("vm1", 22, "", "PT3H"))
+	h := host{vm: vmID("vm1")}
+	delivered := func() string {
+		h.deliver(p, p.clock())
+		return fmt.Sprintf("policy %d, list %d for policy %d, %d open", h.policy.Version, h.grants.Version, h.grants.PolicyVersion, len(h.open(t, p.clock())))
+	}
+	p.pass(10 * time.Minute)
+	equal(t, "granted", delivered(), "policy 1, list 2 for policy 1, 1 open")
+	p.put("default", machine("vm1", rule(22, "PT4H"), rule(23, "PT3H")))
+	equal(t, "more is allowed", delivered(), "policy 2, list 2 for policy 1, 1 open")
+	p.initiate(as("alice", "Owner"), wants("vm1", 23, "", "PT1H"))
+	p.pass(10 * time.Minute)
+	equal(t, "the next request", delivered(), "policy 2, list 3 for policy 2, 2 open")
+	p.put("default", machine("vm1", rule(22, "PT4H")))
+	equal(t, "one is outside", delivered(), "policy 3, list 4 for policy 3, 1 open")
+	p.pass(3 * time.Hour)
+	p.put("default", machine("vm1", rule(22, "PT5H")))
+	equal(t, "one is over", delivered(), "policy 4, list 5 for policy 4, 0 open")
+	p.pass(25 * time.Hour)
+	p.put("default", machine("vm1", rule(22, "PT6H")))
+	equal(t, "the list has ended", delivered(), "policy 5, list 6 for policy 5, 0 open")
+}
+
 // While a newer grant takes over from an older one, an edit shortens both.
 func TestNarrowingWhileAGrantTakesOver(t *testing.T) {
 	p := newPlane(t)

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -117,8 +118,8 @@ type due struct {
 }
 
 // renew has a machine's list of grants made anew when the edit is done, once,
-// however often it is asked; with guard its policy document before it. After
-// that alone a list that was empty, and is, stays as it is: a policy for
+// however often it is asked; with guard its policy document before it. For
+// that alone a list that would say the same stays as it is: a policy for
 // thousands of machines is half the documents.
 func (ed *edit) renew(vm VMID, guard bool) {
 	d := ed.due[vm.Key()]
@@ -254,7 +255,7 @@ func (p *publishing) policy(vm VMID) error {
 }
 
 // grants makes the next list of grants of a machine, and where it need not,
-// only if there is something on it or was.
+// only if that says something else than the one before.
 func (p *publishing) grants(vm VMID, need bool) error {
 	stored := p.stored[vm.Key()]
 	last, was := stored[policy.TypeGrants]
@@ -263,19 +264,14 @@ func (p *publishing) grants(vm VMID, need bool) error {
 		return err
 	}
 	role, _ := p.e.Realm.Trust.Role(policy.RoleGrant)
-	var before []policy.Grant
+	var list policy.Grants
 	if was && (!need || !p.now.Before(last.Whole)) {
-		list, err := readDocument[policy.Grants](last)
-		if err != nil {
+		if list, err = readDocument[policy.Grants](last); err != nil {
 			return err
-		}
-		before = list.Grants
-		if !need && len(before)+len(open) == 0 && list.Epoch == role.Epoch && p.now.Before(list.Expires) {
-			return nil
 		}
 	}
 	guard, guarded := stored[policy.TypePolicy]
-	before = lately(before, p.now)
+	before := lately(list.Grants, p.now)
 	if len(before) > 0 && guarded {
 		bounds, err := readDocument[policy.Policy](guard)
 		if err != nil {
@@ -292,6 +288,9 @@ func (p *publishing) grants(vm VMID, need bool) error {
 		return err
 	}
 	payload := doc.Encode()
+	if !need && was && p.now.Before(list.Expires) && unchanged(list, doc, payload) {
+		return nil
+	}
 	full := len(doc.Grants) > policy.MaxGrants
 	var envelope policy.Envelope
 	if !full {
@@ -315,6 +314,14 @@ func (p *publishing) grants(vm VMID, need bool) error {
 	return p.add(d, err)
 }
 
+// unchanged reports whether a list says what one made anew for a newer policy
+// would, as payload. The policy that a list names is the oldest that its host may
+// have, so the next list is soon enough to name another.
+func unchanged(list, anew policy.Grants, payload []byte) bool {
+	list.Header, list.PolicyVersion = anew.Header, anew.PolicyVersion
+	return bytes.Equal(list.Encode(), payload)
+}
+
 // readDocument reads a document that was verified before it was stored.
 func readDocument[D policy.Policy | policy.Grants](d Document) (doc D, err error) {
 	envelope, err := policy.ParseEnvelope(d.Signed)
@@ -331,7 +338,7 @@ func readDocument[D policy.Policy | policy.Grants](d Document) (doc D, err error
 
 // lately are the grants of a list that ended by time a moment ago.
 func lately(list []policy.Grant, now time.Time) []policy.Grant {
-	return slices.DeleteFunc(list, func(g policy.Grant) bool { return now.Before(g.End) || !now.Before(g.End.Add(policy.Skew)) })
+	return slices.DeleteFunc(slices.Clone(list), func(g policy.Grant) bool { return now.Before(g.End) || !now.Before(g.End.Add(policy.Skew)) })
 }
 
 // inside are the grants an agent takes under the policy: one that is over and
