@@ -43,6 +43,7 @@ type Agent struct {
 	Lost     time.Time `json:"lost,omitzero"`      // when it was told that it is not heard of any more
 	Head     Head      `json:"head,omitzero"`      // of its audit record
 	Versions Versions  `json:"documents,omitzero"` // what it has admitted
+	Open     string    `json:"open,omitempty"`     // stands for the grants that it said are open: digestOf
 	Note     string    `json:"note,omitempty"`     // the last refusal, for people
 	Forked   bool      `json:"forked,omitempty"`   // its record contradicts what is kept of it
 	Joined   uint64    `json:"joined,omitzero"`    // version of the trust document it was given when it enrolled

@@ -3,6 +3,8 @@ package control
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -137,12 +139,12 @@ func (e *Engine) receive(tx Tx, id VMID, up uplink.Up, lines []uplink.Line) (*re
 		r.forked(fork)
 		fresh = nil
 	}
-	if r.status(up) || len(fresh) > 0 {
+	others, opened := r.status(up)
+	if others || len(fresh) > 0 {
 		if err := r.overtaken(tx, r.vm.Agent.Versions, fresh); err != nil {
 			return nil, err
 		}
 	}
-	opened := up.Status != nil && len(up.Status.Open) > 0
 	if len(fresh) > 0 || opened {
 		if err := r.load(tx, fresh, opened); err != nil {
 			return nil, err
@@ -222,19 +224,29 @@ func (r *received) forked(why string) {
 	r.engine.Log.Error("an agent's record was changed after it was sent", "vm", r.vm.ID, "why", why)
 }
 
-// status takes over what the agent is and has, and reports whether it has
-// other documents than before.
-func (r *received) status(up uplink.Up) (others bool) {
+// status takes over what the agent is and has. It reports whether it has other
+// documents than before, and whether grants are open that were not all open before:
+// of those that were, their requests know.
+func (r *received) status(up uplink.Up) (others, opened bool) {
 	a, was := r.vm.Agent, *r.vm.Agent
 	if up.Status != nil {
-		a.Mode, a.Versions = up.Status.Mode, Versions(up.Have)
+		a.Mode, a.Versions, a.Open = up.Status.Mode, Versions(up.Have), digestOf(up.Status.Open)
 		a.Install, a.Version = cmp.Or(up.Status.Install, a.Install), cmp.Or(up.Status.Version, a.Version)
 		if !a.Forked {
 			a.Note = note(up)
 		}
 	}
 	r.changed = r.changed || *a != was
-	return a.Versions != was.Versions
+	return a.Versions != was.Versions, a.Open != "" && a.Open != was.Open
+}
+
+// digestOf stands for a set of grants, by their ids; for none it is empty.
+func digestOf(grants []string) string {
+	if len(grants) == 0 {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(strings.Join(slices.Sorted(slices.Values(grants)), "\n")))
+	return hex.EncodeToString(sum[:16])
 }
 
 // note is what is wrong on a host, for people.

@@ -191,6 +191,41 @@ func TestReportByStatus(t *testing.T) {
 	}
 }
 
+// What an agent says again is no news; what opens again after it was closed is.
+func TestReportOfWhatIsStillOpen(t *testing.T) {
+	g, vm := reporting(t)
+	g.put(vm, "g2", control.Initiating)
+	open := func(grants ...string) uplink.Up { return uplink.Up{Status: &uplink.Status{Open: grants}} }
+	g.report(vm, open("g1", "g2"))
+	was := *g.vm(vm).Agent
+	g.now = g.now.Add(time.Minute)
+	g.report(vm, open("g2", "g1"))
+	if is := *g.vm(vm).Agent; is != was {
+		t.Errorf("the same grants in another order: %+v, was %+v", is, was)
+	}
+	for _, grant := range []string{"g1", "g2"} {
+		if p := g.port(grant); p.Status != control.Initiated || !p.Opened.Equal(midday) {
+			t.Errorf("%s: %+v", grant, p)
+		}
+	}
+	closed := open("g2")
+	closed.Lines = newChain().add("grant.expired", `,"grant":"g1"`).lines
+	g.report(vm, closed)
+	if p := g.port("g1"); p.Closed.IsZero() {
+		t.Errorf("after its end: %+v", p)
+	}
+	g.report(vm, open("g1", "g2")) // it was extended
+	if p := g.port("g1"); !p.Closed.IsZero() {
+		t.Errorf("open again: %+v", p)
+	}
+	g.report(vm, open())
+	g.put(vm, "g2", control.Initiating)
+	g.report(vm, open("g2"))
+	if p := g.port("g2"); p.Status != control.Initiated {
+		t.Errorf("after nothing was open: %+v", p)
+	}
+}
+
 // What comes late is noted, and brings no request back.
 func TestReportLate(t *testing.T) {
 	g, vm := reporting(t)

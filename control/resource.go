@@ -70,7 +70,9 @@ func (id VMID) String() string {
 }
 
 // Key is the id in the one spelling ids are compared by.
-func (id VMID) Key() string { return strings.ToLower(id.String()) }
+func (id VMID) Key() string {
+	return strings.ToLower("/subscriptions/" + id.Subscription + "/resourcegroups/" + id.Group + "/providers/" + id.Kind + "/" + id.Name)
+}
 
 // same reports whether two ids have the same Key.
 func (id VMID) same(o VMID) bool {

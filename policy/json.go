@@ -29,7 +29,7 @@ func decodeStrict(data []byte, v any) error {
 // scan reads every token once, so that depth and null are judged before
 // anything is allocated for the values.
 func scan(data []byte) error {
-	d := jsontext.NewDecoder(bytes.NewReader(data))
+	d := jsontext.NewDecoder(bytes.NewBuffer(data)) // of a Buffer it reads the bytes as they lie there
 	if d.PeekKind() != '{' {
 		return errors.New("not a JSON object")
 	}

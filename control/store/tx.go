@@ -181,8 +181,9 @@ func encode(v any) (document, error) {
 	return document(b), nil
 }
 
+// decode reads a document, which is not copied for that.
 func decode(doc string, v any) error {
-	if err := jsonv2.Unmarshal([]byte(doc), v, jsonv1.DefaultOptionsV1()); err != nil {
+	if err := jsonv2.UnmarshalRead(strings.NewReader(doc), v, jsonv1.DefaultOptionsV1()); err != nil {
 		return fmt.Errorf("store: a document in the database does not read: %w", err)
 	}
 	return nil
