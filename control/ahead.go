@@ -68,7 +68,10 @@ func (e *Engine) catchUp(ctx context.Context, vm VMID, guard bool) {
 		line := ed.line("host.ahead", "", vm.Scope())
 		line.VM, line.Reason = vm.String(), "its documents are newer than those here, as after a restored backup; they are made anew from what is here"
 		ed.tell(line)
-		ed.renew(vm, guard)
+		if guard {
+			ed.renew(vm, true)
+		}
+		ed.renew(vm, false) // also where it says the same: the host has another one
 		return nil
 	})
 	if err != nil {

@@ -1,7 +1,10 @@
 package control_test
 
 import (
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +74,63 @@ func TestRestoredBackup(t *testing.T) {
 			if told != 1 {
 				t.Errorf("told %d times", told)
 			}
+		})
+	}
+}
+
+// A backup that is older than the last edit has another policy and another list:
+// both are made anew, also where the list is empty, and where the host is known to
+// be ahead and the next edit would leave the list as it is.
+func TestRestoredBackupFromBeforeAnEdit(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		before bool // something was granted before the backup
+		edits  bool // somebody edits the policy, and the host has said no more than what it has
+	}{{"an empty list", false, false}, {"a list with a grant", true, false}, {"an empty list, an edit", false, true}, {"a list with a grant, an edit", true, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPlane(t)
+			h := &host{vm: vmID("vm1")}
+			p.put("default", machine("vm1", rule(22, "PT3H")))
+			p.update(func(tx control.Tx) error {
+				return tx.PutVM(control.VM{ID: h.vm, Agent: &control.Agent{Key: "k", Enrolled: p.clock()}})
+			})
+			if c.before {
+				p.initiate(owner, wants("vm1", 22, "203.0.113.9", "PT1H"))
+			}
+			backup, err := p.Documents(t.Context(), h.vm)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.put("default", machine("vm1", rule(22, "PT4H")))
+			lost := p.initiate(owner, wants("vm1", 22, "203.0.113.7", "PT1H"))
+			h.deliver(p, p.clock())
+			has := reportOf(t, p, h)
+			p.update(func(tx control.Tx) error {
+				lost.VMs[0].Ports[0].Status = control.Revoked
+				err := tx.PutRequest(lost)
+				for _, d := range backup {
+					if d.Type != policy.TypeTrust {
+						err = errors.Join(err, tx.PutDocument(d))
+					}
+				}
+				return err
+			})
+			if c.edits {
+				p.update(func(tx control.Tx) error {
+					vm, err := tx.VM(h.vm)
+					vm.Agent.Versions = control.Versions(has.Have)
+					return errors.Join(err, tx.PutVM(vm))
+				})
+				p.put("default", machine("vm1", rule(22, "PT5H")))
+			} else if _, err := p.Report(t.Context(), h.vm, has); err != nil {
+				t.Fatal(err)
+			}
+			h.deliver(p, p.clock())
+			open, want := slices.Sorted(maps.Keys(h.open(t, p.clock()))), "[]"
+			if c.before {
+				want = "[22 203.0.113.9/32]"
+			}
+			equal(t, "open", open, want)
 		})
 	}
 }

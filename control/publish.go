@@ -288,7 +288,7 @@ func (p *publishing) grants(vm VMID, need bool) error {
 		return err
 	}
 	payload := doc.Encode()
-	if !need && was && p.now.Before(list.Expires) && unchanged(list, doc, payload) {
+	if !need && was && version == last.Version && p.now.Before(list.Expires) && unchanged(list, doc, payload) {
 		return nil
 	}
 	full := len(doc.Grants) > policy.MaxGrants
