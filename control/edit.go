@@ -18,7 +18,7 @@ import (
 const editTries = 8
 
 // signAtOnce bounds the signatures that are asked for at the same time: a
-// policy of a thousand machines has two thousand documents.
+// policy of a thousand machines may take two thousand documents.
 const signAtOnce = 8
 
 // errUnsigned ends a rehearsal: nothing of it is written.

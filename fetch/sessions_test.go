@@ -1,15 +1,20 @@
 package fetch
 
 import (
+	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -60,6 +65,42 @@ func TestSessionsGoOn(t *testing.T) {
 		if err != nil || string(got) != turn.want {
 			t.Errorf("connection %d went on: %s, %v; want %s", i, got, err, turn.want)
 		}
+	}
+}
+
+// A server to which a whole fleet comes back may let one wait for its turn, and
+// one that never answers is left.
+func TestHandshakeMayWait(t *testing.T) {
+	s := httptest.NewTLSServer(http.NotFoundHandler())
+	s.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	for waits, want := range map[time.Duration]error{2 * dialWithin: nil, time.Hour: context.DeadlineExceeded} {
+		synctest.Test(t, func(t *testing.T) {
+			here, there := net.Pipe()
+			over := make(chan struct{})
+			defer close(over)
+			go func() {
+				select {
+				case <-time.After(waits):
+				case <-over:
+				}
+				tls.Server(there, &tls.Config{Certificates: s.TLS.Certificates}).Handshake() // the other end tells
+				there.Close()
+			}()
+			tr, err := newTransport("https://example.com", "", roots, nil, way{dial: func(context.Context, string, string) (net.Conn, error) { return here, nil }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			begin := time.Now()
+			conn, err := tr.dial(t.Context(), "tcp", "example.com:443")
+			if !errors.Is(err, want) || time.Since(begin) != min(waits, greetWithin) {
+				t.Errorf("a handshake that waits for %s: %v after %s", waits, err, time.Since(begin))
+			}
+			if err == nil {
+				conn.Close()
+			}
+		})
 	}
 }
 

@@ -23,7 +23,8 @@ import (
 
 // Times of a connection.
 const (
-	dialWithin   = 20 * time.Second // proxy and TLS included
+	dialWithin   = 20 * time.Second // proxy included
+	greetWithin  = time.Minute      // the handshake of TLS: a server to which its whole fleet comes back has agents take turns
 	answerWithin = 30 * time.Second
 )
 
@@ -86,7 +87,7 @@ func (t *transport) close() { t.http.CloseIdleConnections() }
 // dial connects to addr, through a proxy if there is one, and does the
 // handshake of TLS.
 func (t *transport) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialWithin)
+	within, cancel := context.WithTimeout(ctx, dialWithin)
 	defer cancel()
 	via, err := t.proxy(&http.Request{URL: &url.URL{Scheme: "https", Host: addr}})
 	if err != nil {
@@ -99,18 +100,20 @@ func (t *transport) dial(ctx context.Context, network, addr string) (net.Conn, e
 			to = net.JoinHostPort(via.Hostname(), "80")
 		}
 	}
-	conn, err := t.reach(ctx, network, to)
+	conn, err := t.reach(within, network, to)
 	if err != nil {
 		return nil, err
 	}
 	if via != nil {
-		err = connect(ctx, conn, addr, via.User)
+		err = connect(within, conn, addr, via.User)
 	}
 	if err == nil {
 		config := t.tls.Clone()
 		config.ServerName, _, _ = net.SplitHostPort(addr)
 		secured := tls.Client(conn, config)
-		if err = secured.HandshakeContext(ctx); err == nil {
+		within, cancel := context.WithTimeout(ctx, greetWithin)
+		defer cancel()
+		if err = secured.HandshakeContext(within); err == nil {
 			return secured, nil
 		}
 	}

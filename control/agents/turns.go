@@ -18,7 +18,7 @@ import (
 type Turns struct {
 	slots    chan struct{}
 	lasts    time.Duration // at most: the other end may be far away, or mean ill
-	patience time.Duration // a handshake that waited so long goes on without a turn
+	patience time.Duration // a handshake that waited so long goes on without a turn: fetchers give up after a minute
 	within   time.Duration // it is done, once it goes on
 }
 
@@ -26,7 +26,7 @@ type Turns struct {
 // 200 begin in a second for each processor where all are far away. within is what
 // the server gives a handshake.
 func NewTurns(within time.Duration) *Turns {
-	return &Turns{slots: make(chan struct{}, 4*runtime.GOMAXPROCS(0)), lasts: 20 * time.Millisecond, patience: 15 * time.Second, within: within}
+	return &Turns{slots: make(chan struct{}, 4*runtime.GOMAXPROCS(0)), lasts: 20 * time.Millisecond, patience: 45 * time.Second, within: within}
 }
 
 // Take implements tls.Config.GetConfigForClient; the configuration stays as it is.
