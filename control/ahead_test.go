@@ -79,14 +79,20 @@ func TestRestoredBackup(t *testing.T) {
 }
 
 // A backup that is older than the last edit has another policy and another list:
-// both are made anew, also where the list is empty, and where the host is known to
-// be ahead and the next edit would leave the list as it is.
+// both are made anew, also where the list is empty, where the host is known to be
+// ahead and the next edit would leave the list as it is, and where by now there are
+// others of the same versions.
 func TestRestoredBackupFromBeforeAnEdit(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		before bool // something was granted before the backup
 		edits  bool // somebody edits the policy, and the host has said no more than what it has
-	}{{"an empty list", false, false}, {"a list with a grant", true, false}, {"an empty list, an edit", false, true}, {"a list with a grant, an edit", true, true}} {
+		after  bool // the same happens before the host comes as happened after the backup, for another source
+	}{
+		{"an empty list", false, false, false}, {"a list with a grant", true, false, false},
+		{"an empty list, an edit", false, true, false}, {"a list with a grant, an edit", true, true, false},
+		{"other documents of the same versions", false, false, true},
+	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := newPlane(t)
 			h := &host{vm: vmID("vm1")}
@@ -115,6 +121,10 @@ func TestRestoredBackupFromBeforeAnEdit(t *testing.T) {
 				}
 				return err
 			})
+			if c.after {
+				p.put("default", machine("vm1", rule(22, "PT5H")))
+				p.initiate(owner, wants("vm1", 22, "203.0.113.9", "PT1H"))
+			}
 			if c.edits {
 				p.update(func(tx control.Tx) error {
 					vm, err := tx.VM(h.vm)
@@ -127,7 +137,7 @@ func TestRestoredBackupFromBeforeAnEdit(t *testing.T) {
 			}
 			h.deliver(p, p.clock())
 			open, want := slices.Sorted(maps.Keys(h.open(t, p.clock()))), "[]"
-			if c.before {
+			if c.before || c.after {
 				want = "[22 203.0.113.9/32]"
 			}
 			equal(t, "open", open, want)

@@ -70,9 +70,7 @@ func (id VMID) String() string {
 }
 
 // Key is the id in the one spelling ids are compared by.
-func (id VMID) Key() string {
-	return strings.ToLower("/subscriptions/" + id.Subscription + "/resourcegroups/" + id.Group + "/providers/" + id.Kind + "/" + id.Name)
-}
+func (id VMID) Key() string { return strings.ToLower(id.String()) }
 
 // same reports whether two ids have the same Key.
 func (id VMID) same(o VMID) bool {
