@@ -45,6 +45,7 @@ func (f *Fetcher) lookAtPlain(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-f.lost:
+		case <-time.After(dialWithin): // it may take a connection and say nothing
 		}
 	}
 	every := time.NewTicker(f.PollInterval)

@@ -12,6 +12,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -19,6 +22,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/jitgate/jitgate/policy"
 	"github.com/jitgate/jitgate/uplink"
 )
 
@@ -102,6 +106,32 @@ func TestHandshakeMayWait(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Plain files are not kept waiting by a server that takes a connection and then
+// says nothing.
+func TestFallbackBesideASilentServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		keys, inbox, files := disk(t.TempDir()), disk(t.TempDir()), t.TempDir()
+		if err := errors.Join(enrolledAs(t, 1).save(keys, identityFile),
+			os.WriteFile(filepath.Join(files, uplink.File(policy.TypeGrants)), grants("r", 1, 1, signer()), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		f := New(Config{URL: "https://example.com", Fallback: []string{files}, PollInterval: time.Minute, Log: hclog.NewNullLogger(),
+			Host: &Host{Identity: keys, Inbox: inbox, Agent: &keeper{}, Dial: func(context.Context, string, string) (net.Conn, error) {
+				here, _ := net.Pipe()
+				return here, nil
+			}}})
+		var running sync.WaitGroup
+		running.Go(func() { f.Run(ctx) })
+		time.Sleep(dialWithin + time.Second)
+		if _, err := inbox.Read(uplink.File(policy.TypeGrants), policy.MaxEnvelope); err != nil {
+			t.Errorf("%s after the start: %v", dialWithin, err)
+		}
+		cancel()
+		running.Wait()
+	})
 }
 
 // A control plane that has too much to do is not asked by polls as well; where
