@@ -14,6 +14,21 @@ import (
 	"github.com/jitgate/jitgate/uplink"
 )
 
+// restore puts the documents of a backup back, from before a request was there.
+func (p *plane) restore(backup []control.Document, lost control.Request) {
+	p.t.Helper()
+	p.update(func(tx control.Tx) error {
+		lost.VMs[0].Ports[0].Status = control.Revoked
+		err := tx.PutRequest(lost)
+		for _, d := range backup {
+			if d.Type != policy.TypeTrust {
+				err = errors.Join(err, tx.PutDocument(d))
+			}
+		}
+		return err
+	})
+}
+
 // A store that was restored from a backup has older documents than a host. The
 // host takes the next ones all the same, whether it or the next request comes
 // first, and a port that nobody knows of any more closes.
@@ -34,21 +49,7 @@ func TestRestoredBackup(t *testing.T) {
 			h.deliver(p, p.clock())
 			has := reportOf(t, p, h)
 
-			// Restored: the request is not there, nor is its list.
-			p.update(func(tx control.Tx) error {
-				lost.VMs[0].Ports[0].Status = control.Revoked
-				if err := tx.PutRequest(lost); err != nil {
-					return err
-				}
-				for _, d := range backup {
-					if d.Type != policy.TypeTrust {
-						if err := tx.PutDocument(d); err != nil {
-							return err
-						}
-					}
-				}
-				return nil
-			})
+			p.restore(backup, lost)
 			if asksFirst {
 				p.initiate(owner, wants("vm1", 22, "203.0.113.9", "PT1H"))
 			}
@@ -111,16 +112,7 @@ func TestRestoredBackupFromBeforeAnEdit(t *testing.T) {
 			lost := p.initiate(owner, wants("vm1", 22, "203.0.113.7", "PT1H"))
 			h.deliver(p, p.clock())
 			has := reportOf(t, p, h)
-			p.update(func(tx control.Tx) error {
-				lost.VMs[0].Ports[0].Status = control.Revoked
-				err := tx.PutRequest(lost)
-				for _, d := range backup {
-					if d.Type != policy.TypeTrust {
-						err = errors.Join(err, tx.PutDocument(d))
-					}
-				}
-				return err
-			})
+			p.restore(backup, lost)
 			if c.after {
 				p.put("default", machine("vm1", rule(22, "PT5H")))
 				p.initiate(owner, wants("vm1", 22, "203.0.113.9", "PT1H"))

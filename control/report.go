@@ -225,8 +225,8 @@ func (r *received) forked(why string) {
 }
 
 // status takes over what the agent is and has. It reports whether it has other
-// documents than before, and whether grants are open that were not all open before:
-// of those that were, their requests know.
+// documents than it said last, and whether other grants are open: what was open
+// already, its requests know.
 func (r *received) status(up uplink.Up) (others, opened bool) {
 	a, was := r.vm.Agent, *r.vm.Agent
 	if up.Status != nil {
