@@ -1,16 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -47,16 +51,14 @@ func policyOf(n int) string {
 
 // fleet is N machines and their control plane.
 type fleet struct {
-	o      options
-	server *server
-	hosts  []*host
-	ledger *ledger
-	pin    policy.Digest
-	roots  *x509.CertPool
-	quiet  hclog.Logger
-
-	stop    context.CancelFunc // of the fetchers
-	running sync.WaitGroup
+	api        // to any replica
+	o          options
+	replicas   []*server
+	crews      []*hired
+	identities [][]byte // of the machines
+	ledger     *ledger
+	pin        policy.Digest
+	quiet      hclog.Logger
 }
 
 // measure makes a fleet, takes its figures, and ends it.
@@ -84,15 +86,20 @@ func measure(ctx context.Context, o options) (r figures, err error) {
 		}
 	}
 	f := &fleet{o: o, ledger: &ledger{}, quiet: hclog.NewNullLogger()}
-	if f.server, err = newServer(o.control, dir, database); err != nil {
-		return r, err
-	}
-	for n := range o.agents {
-		f.hosts = append(f.hosts, newHost(f, n))
+	for i := range o.replicas {
+		own := filepath.Join(dir, fmt.Sprintf("replica%d", i))
+		if err := os.MkdirAll(own, 0o700); err != nil {
+			return r, err
+		}
+		s, err := newServer(o.control, own, database)
+		if err != nil {
+			return r, err
+		}
+		f.replicas = append(f.replicas, s)
 	}
 	defer f.end()
-	r = figures{agents: o.agents, store: o.store}
-	fmt.Printf("\n%d agents, %s; load of the machine %s before\n", o.agents, o.store, loadAverage())
+	r = figures{agents: o.agents, replicas: o.replicas, store: o.store}
+	fmt.Printf("\n%d agents, %s; load of the machine %s before\n", o.agents, r.plane(), loadAverage())
 	for _, part := range []struct {
 		name string
 		run  func(context.Context, *figures) error
@@ -101,7 +108,11 @@ func measure(ctx context.Context, o options) (r figures, err error) {
 		{"revoking", f.revocations}, {"storm", f.storm}, {"expelling", f.expulsion}, {"account", f.account},
 	} {
 		if err := part.run(ctx, &r); err != nil {
-			return r, f.server.complain(fmt.Errorf("%s: %w", part.name, err))
+			err = fmt.Errorf("%s: %w", part.name, err)
+			for _, s := range f.replicas {
+				err = s.complain(err)
+			}
+			return r, err
 		}
 		r.print(os.Stdout, part.name)
 	}
@@ -110,35 +121,67 @@ func measure(ctx context.Context, o options) (r figures, err error) {
 }
 
 func (f *fleet) end() {
-	if f.stop != nil {
-		f.stop()
-		f.running.Wait()
+	for _, c := range f.crews {
+		c.dismiss() // whatever it says, it is over
 	}
-	f.server.stop()
+	for _, s := range f.replicas {
+		s.stop()
+	}
 }
 
-// prepare starts the server with a policy for every machine, and all enrolled.
+// dsn is the control plane's database.
+func (f *fleet) dsn() string {
+	return cmp.Or(f.replicas[0].database, filepath.Join(f.replicas[0].data, "control.db"))
+}
+
+// listening are the addresses of the replicas.
+func (f *fleet) listening() (list []string) {
+	for _, s := range f.replicas {
+		list = append(list, s.listen)
+	}
+	return list
+}
+
+// prepare starts the control plane with a policy for every machine, and all
+// enrolled.
 func (f *fleet) prepare(ctx context.Context, r *figures) error {
 	// The first start makes the realm and the authorities.
-	if err := f.server.start(ctx); err != nil {
+	first := f.replicas[0]
+	if err := first.start(ctx); err != nil {
 		return err
 	}
-	f.server.stop()
-	f.roots = f.server.roots
+	first.stop()
 	begin := time.Now()
 	if err := f.enrol(ctx); err != nil {
 		return err
 	}
 	r.enrolled = time.Since(begin)
-	if err := f.server.start(ctx); err != nil {
-		return err
+	for _, s := range f.replicas {
+		if s != first {
+			if out, err := exec.Command("cp", "-a", first.data, s.data).CombinedOutput(); err != nil {
+				return fmt.Errorf("another replica's data: %w: %s", err, out)
+			}
+		}
+		if err := s.start(ctx); err != nil {
+			return err
+		}
 	}
+	f.api = f.anyReplica()
 	begin = time.Now()
 	if err := f.writePolicies(ctx, 0); err != nil {
 		return err
 	}
 	r.written = time.Since(begin)
 	return nil
+}
+
+// anyReplica is a way to the API whose connections go to the replicas in turn.
+func (f *fleet) anyReplica() api {
+	first := f.replicas[0]
+	var turn atomic.Int64
+	return api{newClient(first.ca, func(ctx context.Context, network, address string) (net.Conn, error) {
+		return balanced(&net.Dialer{}, f.listening(), int(turn.Add(1)))(ctx, network, address)
+	}), first.url, first.token}
 }
 
 // longest is how long access may last by the policies of a generation.
@@ -150,33 +193,82 @@ func longest(generation int) time.Duration {
 func (f *fleet) writePolicies(ctx context.Context, generation int) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(writers)
-	for first := 0; first < len(f.hosts); first += perPolicy {
+	for first := 0; first < f.o.agents; first += perPolicy {
 		g.Go(func() error {
 			var vms []string
-			for n := first; n < min(first+perPolicy, len(f.hosts)); n++ {
+			for n := first; n < min(first+perPolicy, f.o.agents); n++ {
 				vms = append(vms, fmt.Sprintf(`{"id":%q,"ports":[{"number":22,"protocol":"TCP","allowedSourceAddressPrefix":"*","maxRequestAccessDuration":"PT%dM"}]}`,
 					machine(n), int(longest(generation).Minutes())))
 			}
 			body := `{"kind":"Basic","properties":{"virtualMachines":[` + strings.Join(vms, ",") + `]}}`
-			_, err := f.server.call(ctx, http.MethodPut, policyOf(first)+"?api-version=2020-01-01", []byte(body))
+			_, err := f.call(ctx, http.MethodPut, policyOf(first)+"?api-version=2020-01-01", []byte(body))
 			return err
 		})
 	}
 	return g.Wait()
 }
 
-// connected is how many agents the server has on a line.
+// scrape adds up the metrics of replicas.
+func scrape(ctx context.Context, replicas []*server) (map[string]float64, error) {
+	sum := map[string]float64{}
+	for _, s := range replicas {
+		m, err := s.scrape(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for name, v := range m {
+			sum[name] += v
+		}
+	}
+	return sum, nil
+}
+
+// up are the replicas that have not been lost.
+func (f *fleet) up() (list []*server) {
+	for _, s := range f.replicas {
+		if s.process != nil {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// connected is how many agents are on a line.
 func (f *fleet) connected(ctx context.Context) (int, error) {
-	m, err := f.server.scrape(ctx)
+	m, err := scrape(ctx, f.up())
 	return int(m["jitgate_agents_connected"]), err
+}
+
+// usage is what the replicas take up.
+func (f *fleet) usage(ctx context.Context) (sum usage, err error) {
+	for _, s := range f.up() {
+		u, err := s.usage(ctx)
+		if err != nil {
+			return sum, err
+		}
+		sum.inUse += u.inUse
+		sum.resident += u.resident
+	}
+	return sum, nil
+}
+
+// fallen is an error once a process has ended that was to go on.
+func (f *fleet) fallen() (err error) {
+	for _, s := range f.replicas {
+		err = errors.Join(err, s.hasEnded())
+	}
+	for _, c := range f.crews {
+		err = errors.Join(err, c.fallen())
+	}
+	return err
 }
 
 // until waits for a condition, for as long as anything may take to settle.
 func (f *fleet) until(ctx context.Context, what string, every time.Duration, done func() (bool, error)) error {
-	patience := settled + time.Duration(len(f.hosts))*settledEach
+	patience := settled + time.Duration(f.o.agents)*settledEach
 	for deadline := time.Now().Add(patience); ; {
 		ok, err := done()
-		if err != nil || ok {
+		if err = errors.Join(err, f.fallen()); err != nil || ok {
 			return err
 		}
 		if time.Now().After(deadline) {
@@ -192,20 +284,18 @@ func (f *fleet) until(ctx context.Context, what string, every time.Duration, don
 
 // connect has all machines come, and looks at what they cost once they are idle.
 func (f *fleet) connect(ctx context.Context, r *figures) error {
-	before, err := f.server.usage(ctx)
+	before, err := f.usage(ctx)
 	if err != nil {
 		return err
 	}
-	spent, err := f.spent(ctx)
+	spent, err := f.spent(ctx, f.up())
 	if err != nil {
 		return err
 	}
 	f.ledger.expect(longest(0))
 	begin := time.Now()
-	running, stop := context.WithCancel(context.Background())
-	f.stop = stop
-	for _, h := range f.hosts {
-		f.running.Go(func() { h.fetcher(f.server.url()).Run(running) })
+	if err := f.muster(); err != nil {
+		return err
 	}
 	if err := f.arrived(ctx); err != nil {
 		return err
@@ -215,17 +305,35 @@ func (f *fleet) connect(ctx context.Context, r *figures) error {
 	if err := f.quietDown(ctx); err != nil {
 		return err
 	}
-	now, err := f.spent(ctx)
+	now, err := f.spent(ctx, f.up())
 	if err != nil {
 		return err
 	}
-	r.connectCPU = now.since(spent, len(f.hosts))
-	after, err := f.server.usage(ctx)
+	r.connectCPU = now.since(spent, f.o.agents)
+	after, err := f.usage(ctx)
 	if err != nil {
 		return err
 	}
-	r.inUse = (after.inUse - before.inUse) / float64(len(f.hosts))
-	r.resident = (after.resident - before.resident) / float64(len(f.hosts))
+	r.inUse = (after.inUse - before.inUse) / float64(f.o.agents)
+	r.resident = (after.resident - before.resident) / float64(f.o.agents)
+	return nil
+}
+
+// muster starts the machines.
+func (f *fleet) muster() error {
+	n, err := crews(f.o.agents)
+	if err != nil {
+		return err
+	}
+	first := 0
+	for some := range slices.Chunk(f.identities, (f.o.agents+n-1)/n) {
+		c, err := f.hire(orders{First: first, Identities: some, Replicas: f.listening(), Roots: f.replicas[0].ca, Pin: f.pin})
+		if err != nil {
+			return err
+		}
+		f.crews = append(f.crews, c)
+		first += len(some)
+	}
 	return nil
 }
 
@@ -233,7 +341,7 @@ func (f *fleet) connect(ctx context.Context, r *figures) error {
 func (f *fleet) arrived(ctx context.Context) error {
 	return f.until(ctx, "all machines have their policy", 5*time.Millisecond, func() (bool, error) {
 		n, _ := f.ledger.guarded()
-		return n == len(f.hosts), nil
+		return n == f.o.agents, nil
 	})
 }
 
@@ -241,7 +349,7 @@ func (f *fleet) arrived(ctx context.Context) error {
 func (f *fleet) quietDown(ctx context.Context) error {
 	last := -1.0
 	return f.until(ctx, "the agents have nothing more to say", 500*time.Millisecond, func() (bool, error) {
-		m, err := f.server.scrape(ctx)
+		m, err := scrape(ctx, f.up())
 		before := last
 		last = m["jitgate_agent_reports_total"]
 		return last == before, err
@@ -249,15 +357,16 @@ func (f *fleet) quietDown(ctx context.Context) error {
 }
 
 // ask asks for access to a machine by Azure's API.
-func (f *fleet) ask(ctx context.Context, h *host) (number int, err error) {
-	number, source := f.ledger.begin(h.number)
-	if err = f.server.initiate(ctx, h.number, source); err == nil {
+func (f *fleet) ask(ctx context.Context, a api, machine int) (number int, err error) {
+	number, source := f.ledger.begin(machine)
+	if err = a.initiate(ctx, machine, source); err == nil {
 		f.ledger.acknowledged(number)
 	}
 	return number, err
 }
 
-func (f *fleet) any() *host { return f.hosts[rand.IntN(len(f.hosts))] }
+// any is any machine.
+func (f *fleet) any() int { return rand.IntN(f.o.agents) }
 
 // granted waits until what was acknowledged from a number on has arrived.
 func (f *fleet) granted(ctx context.Context, from int) error {
@@ -273,8 +382,8 @@ func (f *fleet) granted(ctx context.Context, from int) error {
 func (f *fleet) idle(ctx context.Context, r *figures) error {
 	from := f.ledger.count()
 	profiled := f.profile(ctx, "idle")
-	for range min(idleTurns, 2*len(f.hosts)) {
-		number, err := f.ask(ctx, f.any())
+	for range min(idleTurns, 2*f.o.agents) {
+		number, err := f.ask(ctx, f.api, f.any())
 		if err != nil {
 			return err
 		}
@@ -319,7 +428,7 @@ func (f *fleet) times(from int) (calls, stored, whole sample) {
 // load asks at a rate, whatever the answers take.
 func (f *fleet) load(ctx context.Context, r *figures) error {
 	from := f.ledger.count()
-	spent, err := f.spent(ctx)
+	spent, err := f.spent(ctx, f.up())
 	if err != nil {
 		return err
 	}
@@ -335,8 +444,7 @@ func (f *fleet) load(ctx context.Context, r *figures) error {
 				return err
 			}
 		}
-		h := f.any()
-		g.Go(func() error { _, err := f.ask(working, h); return err })
+		g.Go(func() error { _, err := f.ask(working, f.api, f.any()); return err })
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -346,7 +454,7 @@ func (f *fleet) load(ctx context.Context, r *figures) error {
 		return err
 	}
 	r.loadCall, r.loadStored, r.loaded = f.times(from)
-	now, err := f.spent(ctx)
+	now, err := f.spent(ctx, f.up())
 	r.loadCPU = now.since(spent, total)
 	return errors.Join(err, profiled(), f.quietDown(ctx))
 }
@@ -354,7 +462,7 @@ func (f *fleet) load(ctx context.Context, r *figures) error {
 // policies changes the policy of every machine.
 func (f *fleet) policies(ctx context.Context, r *figures) error {
 	f.ledger.expect(longest(1))
-	spent, err := f.spent(ctx)
+	spent, err := f.spent(ctx, f.up())
 	if err != nil {
 		return err
 	}
@@ -372,8 +480,8 @@ func (f *fleet) policies(ctx context.Context, r *figures) error {
 	if err := errors.Join(profiled(), f.quietDown(ctx)); err != nil {
 		return err
 	}
-	now, err := f.spent(ctx)
-	r.policyCPU = now.since(spent, len(f.hosts))
+	now, err := f.spent(ctx, f.up())
+	r.policyCPU = now.since(spent, f.o.agents)
 	return err
 }
 
@@ -396,7 +504,7 @@ func (f *fleet) revocations(ctx context.Context, r *figures) error {
 	for _, q := range list.Value {
 		number := numberOf(addressOf(q.VMs[0].Ports[0].AllowedSourceAddressPrefix))
 		f.ledger.change(number, func(a *ask) { a.asked = time.Now() })
-		if _, err := f.server.call(ctx, http.MethodPost, "/api/v1/requests/"+q.ID+"/revoke", []byte(`{"reason":"measured"}`)); err != nil {
+		if _, err := f.call(ctx, http.MethodPost, "/api/v1/requests/"+q.ID+"/revoke", []byte(`{"reason":"measured"}`)); err != nil {
 			return err
 		}
 		f.ledger.change(number, func(a *ask) { a.back = time.Now() })
@@ -413,52 +521,120 @@ func (f *fleet) revocations(ctx context.Context, r *figures) error {
 	return f.quietDown(ctx)
 }
 
-// storm kills the server while requests come in, and starts it again.
+// storm kills a server while requests come in, and starts it again. One of
+// several replicas is lost for good.
 func (f *fleet) storm(ctx context.Context, r *figures) error {
 	from := f.ledger.count()
-	caller, err := f.calls()
-	if err != nil {
-		return err
-	}
-	defer caller.end()
+	calls := f.knock(ctx)
+	defer calls.end()
 	if err := pause(ctx, 500*time.Millisecond); err != nil {
 		return err
 	}
-	before, err := ownUse()
+	victim := f.replicas[len(f.replicas)-1]
+	others := f.replicas[:len(f.replicas)-1]
+	before, err := f.spent(ctx, others)
 	if err != nil {
 		return err
 	}
-	f.server.kill()
+	victim.kill()
 	down := time.Now()
-	if err := f.server.launch(); err != nil {
-		return err
+	if len(others) == 0 {
+		if err := victim.launch(); err != nil {
+			return err
+		}
 	}
 	if err := f.until(ctx, "somebody is answered", 10*time.Millisecond, func() (bool, error) {
-		return len(caller.since(down)) > 0, f.server.hasEnded()
+		return len(calls.since(down)) > 0, nil
 	}); err != nil {
 		return err
 	}
-	returned := caller.since(down)[0].Ended
+	returned := calls.since(down)[0].ended
 	profiled := f.profile(ctx, "storm")
 	err = f.until(ctx, "all machines are back", 100*time.Millisecond, func() (bool, error) {
 		n, err := f.connected(ctx)
-		return n == len(f.hosts), err
+		return n == f.o.agents, err
 	})
 	r.storm, r.away = time.Since(returned), returned.Sub(down)
-	caller.end()
-	for _, m := range caller.since(down) {
-		if m.Error != "" {
+	if len(others) > 0 {
+		r.storm = time.Since(down)
+	}
+	calls.end()
+	for _, m := range calls.since(down) {
+		if m.err != nil {
 			r.refused++
 		} else {
-			r.stormCalls = append(r.stormCalls, m.Ended.Sub(m.Began))
+			r.stormCalls = append(r.stormCalls, m.ended.Sub(m.began))
 		}
 	}
 	if err := errors.Join(err, profiled(), f.granted(ctx, from), f.quietDown(ctx)); err != nil {
 		return err
 	}
-	after, err := f.spent(ctx)
-	r.stormCPU = after.since(used{fleet: before}, len(f.hosts)) // the server is another process
+	after, err := f.spent(ctx, f.up())
+	r.stormCPU = after.since(before, f.o.agents) // what was started again has had none before
 	return err
+}
+
+// How often it is knocked: also while nobody answers.
+const (
+	knockEvery = 50 * time.Millisecond
+	lookEvery  = 5 * time.Millisecond
+)
+
+// knocking is one call after another, each on a connection of its own.
+type knocking struct {
+	stop context.CancelFunc
+	over sync.WaitGroup
+
+	mu   sync.Mutex
+	made []made
+}
+
+// made is a call, and what became of it.
+type made struct {
+	began, ended time.Time
+	err          error
+}
+
+// knock asks for access to any machine, again and again, until that is ended.
+func (f *fleet) knock(ctx context.Context) *knocking {
+	ctx, stop := context.WithCancel(ctx)
+	k := &knocking{stop: stop}
+	k.over.Go(func() {
+		for a := f.anyReplica(); ctx.Err() == nil; {
+			m, wait := made{began: time.Now()}, knockEvery
+			if _, m.err = f.ask(ctx, a, f.any()); m.err != nil {
+				wait = lookEvery
+			}
+			m.ended = time.Now()
+			a.client.CloseIdleConnections()
+			if ctx.Err() == nil {
+				k.mu.Lock()
+				k.made = append(k.made, m)
+				k.mu.Unlock()
+			}
+			pause(ctx, wait)
+		}
+	})
+	return k
+}
+
+// since returns the calls from the first on that began after a time and was
+// answered.
+func (k *knocking) since(t time.Time) []made {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i, m := range k.made {
+		if m.err == nil && m.began.After(t) {
+			return slices.Clone(k.made[i:])
+		}
+	}
+	return nil
+}
+
+// end ends it. Of a call that is under way then nothing is known.
+func (k *knocking) end() {
+	k.stop()
+	k.over.Wait()
 }
 
 // expulsion ends the agents of some machines for good.
@@ -467,10 +643,9 @@ func (f *fleet) expulsion(ctx context.Context, r *figures) error {
 	if err != nil {
 		return err
 	}
-	for i := range min(revokeTurns, len(f.hosts)/2) {
-		h := f.hosts[i]
+	for i := range min(revokeTurns, f.o.agents/2) {
 		begin := time.Now()
-		if _, err := f.server.call(ctx, http.MethodPost, "/api/v1/vms/"+strings.TrimPrefix(h.id, "/")+"/agent/revoke", []byte(`{"reason":"measured"}`)); err != nil {
+		if _, err := f.call(ctx, http.MethodPost, "/api/v1/vms/"+strings.TrimPrefix(machine(i), "/")+"/agent/revoke", []byte(`{"reason":"measured"}`)); err != nil {
 			return err
 		}
 		if err := f.until(ctx, "a revoked agent is off the line", 2*time.Millisecond, func() (bool, error) {
@@ -489,18 +664,24 @@ func (f *fleet) account(ctx context.Context, r *figures) error {
 	if err := f.ledger.missing(0); err != nil {
 		return err
 	}
-	f.stop()
-	f.running.Wait()
-	f.server.stop()
-	kept, err := store.Open(ctx, f.server.dsn(), f.quiet)
+	have := map[string]policy.State{}
+	for _, c := range f.crews {
+		if err := c.dismiss(); err != nil {
+			return err
+		}
+		for n, s := range c.states {
+			have[machine(n)] = s
+		}
+	}
+	f.crews = nil
+	for _, s := range f.replicas {
+		s.stop()
+	}
+	kept, err := store.Open(ctx, f.dsn(), f.quiet)
 	if err != nil {
 		return err
 	}
 	defer kept.Close()
-	byID := map[string]*host{}
-	for _, h := range f.hosts {
-		byID[strings.ToLower(h.id)] = h
-	}
 	for after := uint64(0); ; {
 		var page []control.Document
 		if err := kept.View(ctx, func(tx control.Tx) (err error) {
@@ -514,20 +695,15 @@ func (f *fleet) account(ctx context.Context, r *figures) error {
 		}
 		for _, d := range page {
 			after = d.Seq
-			e, err := policy.ParseEnvelope(d.Signed)
+			n, err := holders(have, d)
 			if err != nil {
 				return err
 			}
-			for _, h := range f.meant(byID, d) {
-				if err := h.holds(d.Type, d.Version, e.Digest()); err != nil {
-					return err
-				}
-				r.held++
-			}
+			r.held += n
 		}
 	}
-	if r.held != len(uplink.Documents)*len(f.hosts) {
-		return fmt.Errorf("%d documents are stored for %d machines", r.held, len(f.hosts))
+	if r.held != len(uplink.Documents)*f.o.agents {
+		return fmt.Errorf("%d documents are stored for %d machines", r.held, f.o.agents)
 	}
 	sources, err := storedSources(ctx, kept)
 	if err != nil {
@@ -545,13 +721,20 @@ func (f *fleet) account(ctx context.Context, r *figures) error {
 	return nil
 }
 
-// meant are the hosts a document is for.
-func (f *fleet) meant(byID map[string]*host, d control.Document) []*host {
-	if d.VM == "" {
-		return f.hosts
+// holders is how many machines have a stored document: all that it is for.
+func holders(have map[string]policy.State, d control.Document) (int, error) {
+	e, err := policy.ParseEnvelope(d.Signed)
+	if err != nil {
+		return 0, err
 	}
-	if h := byID[d.VM]; h != nil {
-		return []*host{h}
+	meant := have
+	if d.VM != "" {
+		meant = map[string]policy.State{d.VM: have[d.VM]}
 	}
-	return nil
+	for id, state := range meant {
+		if m := markOf(state, d.Type); m.Version != d.Version || m.Digest != e.Digest() {
+			return 0, fmt.Errorf("%s has version %d of its %s, and version %d is stored", id, m.Version, word[d.Type], d.Version)
+		}
+	}
+	return len(meant), nil
 }

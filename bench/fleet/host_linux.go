@@ -76,11 +76,10 @@ func (m *memory) Remove(name string) error {
 // with documents what a real one does, up to the firewall. It verifies, admits
 // and evaluates them with the same code, keeps a chained record, and reports.
 type host struct {
-	fleet           *fleet
+	crew            *crew
 	number          int
 	id              string
 	identity, inbox *memory
-	from            net.IP // its own address
 
 	mu       sync.Mutex
 	trust    policy.Trust
@@ -94,26 +93,29 @@ type host struct {
 	changed  chan struct{} // closed at the next line
 }
 
-func newHost(f *fleet, number int) *host {
-	h := &host{fleet: f, number: number, id: machine(number), identity: newMemory(), inbox: newMemory(),
-		from:     net.IPv4(127, 0, byte(1+number%64), byte(1+number/64%250)),
+func newHost(c *crew, number int, identity []byte) (*host, error) {
+	h := &host{crew: c, number: number, id: machine(number), identity: newMemory(), inbox: newMemory(),
 		refusals: map[policy.Type]error{}, open: map[string]netip.Prefix{}, head: uplink.Head{Hash: uplink.Genesis}, changed: make(chan struct{})}
 	h.inbox.written = h.admit
 	h.record(audit.Event{Name: audit.AgentStarted})
-	return h
+	return h, h.identity.Replace("identity.pem", identity, 0o600)
+}
+
+// installOf is what a machine says of its agent's installation.
+func installOf(machine int) string { return fmt.Sprintf("%032x", machine) }
+
+// homeOf is a machine's own address: one address has too few ports for a
+// fleet.
+func homeOf(machine int) net.IP {
+	return net.IPv4(127, 0, byte(1+machine%64), byte(1+machine/64%250))
 }
 
 // fetcher is the real one, with this host in the place of a machine.
-func (h *host) fetcher(url string) *fetch.Fetcher {
-	return fetch.New(fetch.Config{URL: url, PollInterval: time.Minute, Version: "fleet", Log: h.fleet.quiet, Host: &fetch.Host{
-		Identity: h.identity, Inbox: h.inbox, Agent: h, Roots: h.fleet.roots, Dial: h.dial,
+func (h *host) fetcher() *fetch.Fetcher {
+	from := &net.Dialer{LocalAddr: &net.TCPAddr{IP: homeOf(h.number)}}
+	return fetch.New(fetch.Config{URL: "https://" + h.crew.Replicas[0], PollInterval: time.Minute, Version: "fleet", Log: h.crew.quiet, Host: &fetch.Host{
+		Identity: h.identity, Inbox: h.inbox, Agent: h, Roots: h.crew.roots, Dial: balanced(from, h.crew.Replicas, h.number),
 	}})
-}
-
-// dial connects from an address of the host's own: one address has too few
-// ports for a fleet.
-func (h *host) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	return (&net.Dialer{LocalAddr: &net.TCPAddr{IP: h.from}}).DialContext(ctx, network, address)
 }
 
 // admit is what an agent does with a document that was delivered.
@@ -143,22 +145,31 @@ func (h *host) judge(t policy.Type, err error) {
 		h.record(audit.Event{Name: audit.DocumentRefused, Document: word[t], Code: string(policy.CodeOf(err)), Message: err.Error()})
 		return
 	}
-	mark := h.mark(t)
+	mark := markOf(h.state, t)
 	h.record(audit.Event{Name: audit.DocumentAdmit, Document: word[t], Version: mark.Version, Digest: mark.Digest.String()})
 	h.evaluate(time.Now())
-	h.fleet.ledger.admitted(h, t, time.Now())
+	if t == policy.TypePolicy && len(h.policy.Ports) > 0 {
+		h.tell(news{Event: admitted, Longest: h.policy.Ports[0].MaxRequestAccessDuration})
+	}
+}
+
+// tell tells whoever measures.
+func (h *host) tell(n news) {
+	n.Machine, n.At = h.number, time.Now()
+	h.crew.tell(n)
 }
 
 var word = map[policy.Type]string{policy.TypeTrust: "trust", policy.TypePolicy: "policy", policy.TypeGrants: "grants"}
 
-func (h *host) mark(t policy.Type) policy.Mark {
+// markOf is what a state says of one kind of document.
+func markOf(s policy.State, t policy.Type) policy.Mark {
 	switch t {
 	case policy.TypeTrust:
-		return h.state.Trust
+		return s.Trust
 	case policy.TypePolicy:
-		return h.state.Policy
+		return s.Policy
 	}
-	return h.state.Grants
+	return s.Grants
 }
 
 func (h *host) facts(now time.Time) policy.Facts { return policy.Facts{Host: h.id, Now: now} }
@@ -167,7 +178,7 @@ func (h *host) admitTrust(raw []byte, now time.Time) error {
 	var v policy.Verified[policy.Trust]
 	var err error
 	if h.trust.Version == 0 {
-		v, err = policy.OpenPinnedTrust(raw, h.fleet.pin)
+		v, err = policy.OpenPinnedTrust(raw, h.crew.Pin)
 	} else {
 		v, err = policy.OpenTrust(raw, h.trust)
 	}
@@ -205,7 +216,6 @@ func (h *host) admitGrants(raw []byte, now time.Time) error {
 // evaluate opens and closes what the documents in force say.
 func (h *host) evaluate(now time.Time) {
 	d := policy.Evaluate(h.state, h.trust, h.policy, h.grants, h.facts(now))
-	now = now.UTC()
 	listed := map[string]bool{}
 	for _, v := range d.Verdicts {
 		if d.Blocked != nil || v.Refusal != nil || v.Phase != policy.PhaseActive || len(v.Grant.Sources) == 0 {
@@ -217,7 +227,7 @@ func (h *host) evaluate(now time.Time) {
 			continue
 		}
 		h.open[g.ID] = g.Sources[0]
-		h.fleet.ledger.opened(h, g.Sources[0].Addr(), now)
+		h.tell(news{Event: opened, Request: numberOf(g.Sources[0].Addr())})
 		e := audit.Event{Name: audit.GrantOpening, GrantID: g.ID, Port: g.Number, Source: g.Sources[0].String(), End: g.End, Requestor: g.Requestor}
 		h.record(e)
 		e.Name = audit.GrantOpened
@@ -226,7 +236,7 @@ func (h *host) evaluate(now time.Time) {
 	for id, source := range h.open {
 		if !listed[id] {
 			delete(h.open, id)
-			h.fleet.ledger.closed(h, source.Addr(), now)
+			h.tell(news{Event: closed, Request: numberOf(source.Addr())})
 			h.record(audit.Event{Name: audit.GrantRevoked, GrantID: id, Source: source.String()})
 		}
 	}
@@ -256,12 +266,12 @@ func (h *host) record(e audit.Event) {
 func (h *host) Status(context.Context) (fetch.Status, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := fetch.Status{Mode: "enforce", Install: fmt.Sprintf("%032x", h.number)}
+	s := fetch.Status{Mode: "enforce", Install: installOf(h.number)}
 	for id := range h.open {
 		s.Openings = append(s.Openings, fetch.StatusGrant{Grant: id})
 	}
 	for _, t := range uplink.Documents {
-		d := fetch.StatusDocument{Document: word[t], Version: h.mark(t).Version}
+		d := fetch.StatusDocument{Document: word[t], Version: markOf(h.state, t).Version}
 		if err := h.refusals[t]; err != nil {
 			d.Refusal = err.Error()
 		}
@@ -304,14 +314,4 @@ func (h *host) behind(after uint64) [][]byte {
 		return nil
 	}
 	return slices.Clone(h.lines[after:])
-}
-
-// holds reports whether the host has a version of a document in force.
-func (h *host) holds(t policy.Type, version uint64, digest policy.Digest) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if m := h.mark(t); m.Version != version || m.Digest != digest {
-		return fmt.Errorf("machine %d has version %d of its %s, and version %d is stored", h.number, m.Version, word[t], version)
-	}
-	return nil
 }

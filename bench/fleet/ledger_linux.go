@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"sync"
 	"time"
-
-	"github.com/jitgate/jitgate/policy"
 )
 
 // ledger is what was asked for, what was acknowledged, and what arrived. Every
@@ -70,21 +68,28 @@ func (l *ledger) acknowledged(number int) {
 	l.change(number, func(a *ask) { a.acked = time.Now() })
 }
 
-// opened and closed are told by the machines.
-func (l *ledger) opened(h *host, source netip.Addr, at time.Time) {
-	l.change(numberOf(source), func(a *ask) {
-		if a.host == h.number && a.opened.IsZero() {
-			a.opened = at
+// hear takes down what a machine told.
+func (l *ledger) hear(n news) {
+	switch n.Event {
+	case opened:
+		l.change(n.Request, func(a *ask) {
+			if a.host == n.Machine && a.opened.IsZero() {
+				a.opened = n.At
+			}
+		})
+	case closed:
+		l.change(n.Request, func(a *ask) {
+			if a.host == n.Machine {
+				a.closed = n.At
+			}
+		})
+	case admitted:
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if n.Longest == l.guard {
+			l.guards[n.Machine] = n.At
 		}
-	})
-}
-
-func (l *ledger) closed(h *host, source netip.Addr, at time.Time) {
-	l.change(numberOf(source), func(a *ask) {
-		if a.host == h.number {
-			a.closed = at
-		}
-	})
+	}
 }
 
 // expect begins to wait for a policy that is known by its longest access.
@@ -92,17 +97,6 @@ func (l *ledger) expect(longest time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.guard, l.guards = longest, map[int]time.Time{}
-}
-
-func (l *ledger) admitted(h *host, t policy.Type, at time.Time) {
-	if t != policy.TypePolicy || len(h.policy.Ports) == 0 {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if h.policy.Ports[0].MaxRequestAccessDuration == l.guard {
-		l.guards[h.number] = at
-	}
 }
 
 // guarded is how many machines have that policy, and when the last one got it.

@@ -13,30 +13,32 @@ import (
 // What was acknowledged and did not arrive is told, and nothing else is.
 func TestLedgerMissing(t *testing.T) {
 	now := time.Now()
-	h := &host{number: 7}
+	told := func(l *ledger, e event, machine, number int) {
+		l.hear(news{Event: e, Machine: machine, Request: number, At: now})
+	}
 	for what, c := range map[string]struct {
 		happens func(l *ledger, n int)
 		lost    string
 	}{
 		"nothing was acknowledged": {func(*ledger, int) {}, ""},
 		"granted and not there":    {func(l *ledger, n int) { l.acknowledged(n) }, "granted and never came"},
-		"granted and there":        {func(l *ledger, n int) { l.acknowledged(n); l.opened(h, sourceOf(n), now) }, ""},
-		"there on another machine": {func(l *ledger, n int) { l.acknowledged(n); l.opened(&host{number: 8}, sourceOf(n), now) }, "granted and never came"},
+		"granted and there":        {func(l *ledger, n int) { l.acknowledged(n); told(l, opened, 7, n) }, ""},
+		"there on another machine": {func(l *ledger, n int) { l.acknowledged(n); told(l, opened, 8, n) }, "granted and never came"},
 		"closed by nobody": {func(l *ledger, n int) {
 			l.acknowledged(n)
-			l.opened(h, sourceOf(n), now)
-			l.closed(h, sourceOf(n), now)
+			told(l, opened, 7, n)
+			told(l, closed, 7, n)
 		}, "closed by nobody"},
 		"revoked and open": {func(l *ledger, n int) {
 			l.acknowledged(n)
-			l.opened(h, sourceOf(n), now)
+			told(l, opened, 7, n)
 			l.change(n, func(a *ask) { a.asked, a.back = now, now })
 		}, "still open"},
 		"revoked and closed": {func(l *ledger, n int) {
 			l.acknowledged(n)
-			l.opened(h, sourceOf(n), now)
+			told(l, opened, 7, n)
 			l.change(n, func(a *ask) { a.asked, a.back = now, now })
-			l.closed(h, sourceOf(n), now)
+			told(l, closed, 7, n)
 		}, ""},
 	} {
 		l := &ledger{}

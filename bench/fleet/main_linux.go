@@ -1,9 +1,9 @@
 // The benchmark of a fleet: what `make bench-fleet` prints and docs/fleet.md
-// shows. N simulated machines, in this process, speak the real protocol over
-// real TLS with a control plane that is the program itself: each has the real
-// fetcher with a key of its own, and verifies, admits and evaluates every
-// document with the agent's own code. In place of files and of the firewall
-// they have memory.
+// shows. N simulated machines, in processes of their own, speak the real
+// protocol over real TLS with a control plane that is the program itself: each
+// has the real fetcher with a key of its own, and verifies, admits and evaluates
+// every document with the agent's own code. In place of files and of the
+// firewall they have memory.
 //
 // It fails if anything that was acknowledged is lost, or a machine has another
 // version than is stored. Times are printed beside what is asked of them, and
@@ -27,15 +27,16 @@ import (
 
 // options is what the command line says.
 type options struct {
-	control string // the control plane's program
-	agents  int
-	store   string // sqlite or postgres
-	dir     string
-	seconds int    // that the load goes on
-	rate    int    // requests a second of it
-	cpu     string // file for a profile
-	during  string // the part of the run it is of
-	picture string // file for a picture
+	control  string // the control plane's program
+	agents   int
+	store    string // sqlite or postgres
+	replicas int
+	dir      string
+	seconds  int    // that the load goes on
+	rate     int    // requests a second of it
+	cpu      string // file for a profile
+	during   string // the part of the run it is of
+	picture  string // file for a picture
 }
 
 // profiledParts are the parts of a run that a profile may be of.
@@ -50,19 +51,20 @@ func main() {
 }
 
 func run() (code int, err error) {
-	if len(os.Args) == 4 && os.Args[1] == callerArgument {
-		if err := call(os.Stdin, os.Stdout, os.Args[2], os.Args[3]); err != nil {
-			return 1, fmt.Errorf("the caller: %w", err)
+	if len(os.Args) == 2 && os.Args[1] == crewArgument {
+		if err := work(os.Stdin, os.Stdout); err != nil {
+			return 1, fmt.Errorf("the machines: %w", err)
 		}
 		return 0, nil
 	}
 	var o options
 	flag.StringVar(&o.control, "control", "bin/jitgate-control", "the control plane's program")
 	flag.StringVar(&o.store, "store", "sqlite", "the control plane's database: sqlite or postgres")
+	flag.IntVar(&o.replicas, "replicas", 1, "how many processes the control plane has, on one PostgreSQL; of several one is lost for good")
 	flag.StringVar(&o.dir, "dir", "", "directory for the database, kept (default a temporary one here)")
 	flag.IntVar(&o.seconds, "seconds", 10, "how long the load goes on")
 	flag.IntVar(&o.rate, "rate", 1000, "requests a second of the load")
-	flag.StringVar(&o.cpu, "profile", "", "write a CPU profile of the server into this file")
+	flag.StringVar(&o.cpu, "profile", "", "write a CPU profile of the server, or of the first replica, into this file")
 	flag.StringVar(&o.during, "during", "load", "the part of the run that is profiled: "+strings.Join(profiledParts, ", "))
 	flag.StringVar(&o.picture, "picture", "", "draw what was measured into this SVG")
 	agents := flag.String("agents", "10000", "how many machines; several numbers with commas are measured one after another")
@@ -73,6 +75,9 @@ func run() (code int, err error) {
 	}
 	if o.store != "sqlite" && o.store != "postgres" {
 		return 2, fmt.Errorf("-store %q is neither sqlite nor postgres", o.store)
+	}
+	if o.replicas < 1 || o.replicas > 1 && o.store != "postgres" {
+		return 2, fmt.Errorf("-replicas %d: it is one, or several with -store postgres", o.replicas)
 	}
 	if !slices.Contains(profiledParts, o.during) {
 		return 2, fmt.Errorf("-during %q is none of %s", o.during, strings.Join(profiledParts, ", "))
@@ -97,10 +102,10 @@ func run() (code int, err error) {
 	header(os.Stdout, o)
 	var curve []figures
 	for _, n := range sizes {
-		if err := enoughFiles(n); err != nil {
+		o.agents = n
+		if err := enoughFiles(o.each()); err != nil {
 			return 1, err
 		}
-		o.agents = n
 		f, err := measure(ctx, o)
 		if err != nil {
 			return 1, fmt.Errorf("%d machines: %w", n, err)
@@ -127,11 +132,18 @@ func run() (code int, err error) {
 	return 0, nil
 }
 
+// each is how many machines a replica may have to carry: those of one that is
+// lost come to the others.
+func (o options) each() int {
+	left := max(1, o.replicas-1)
+	return (o.agents + left - 1) / left
+}
+
 // spareFiles is how many descriptors a process needs beside its connections.
 const spareFiles = 500
 
 // enoughFiles makes room for a connection of each machine, here and in the
-// server, which inherits the limit.
+// servers, which inherit the limit.
 func enoughFiles(agents int) error {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
@@ -143,7 +155,14 @@ func enoughFiles(agents int) error {
 	}
 	limit.Cur = limit.Max
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return errors.Join(fmt.Errorf("%d machines need %d descriptors in one process: raise the hard limit (ulimit -Hn) first", agents, need), err)
+		return errors.Join(fmt.Errorf("%d machines need %d descriptors in one process: raise the hard limit (ulimit -Hn) first, or have more replicas", agents, need), err)
 	}
 	return nil
+}
+
+// mostFiles is how many descriptors a process may have.
+func mostFiles() (int, error) {
+	var limit unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	return int(min(limit.Max, 1<<20)), err
 }

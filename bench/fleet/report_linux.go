@@ -22,8 +22,8 @@ import (
 
 // figures are what one fleet was measured to need.
 type figures struct {
-	agents int
-	store  string
+	agents, replicas int
+	store            string
 
 	enrolled, written time.Duration
 	connected         time.Duration
@@ -45,6 +45,14 @@ type figures struct {
 	acknowledged, held int // what was found again
 }
 
+// plane is the control plane, in words.
+func (f figures) plane() string {
+	if f.replicas > 1 {
+		return fmt.Sprintf("%d replicas on %s", f.replicas, f.store)
+	}
+	return f.store
+}
+
 // line is one of the report. A line without a bound is for information.
 type line struct {
 	part               string // of the run
@@ -53,6 +61,10 @@ type line struct {
 }
 
 func (f figures) lines() []line {
+	killed := "kill -9: all back after the server's return"
+	if f.replicas > 1 {
+		killed = "kill -9 of a replica: all on the others after"
+	}
 	ms := func(d time.Duration) float64 { return d.Seconds() * 1e3 }
 	p99 := func(s sample, most time.Duration) bool { return s.percentile(99) <= most }
 	return []line{
@@ -73,7 +85,7 @@ func (f figures) lines() []line {
 		{"policy", "a policy for all: what it took", f.policyCPU.String(), "", true},
 		{"revoking", "revoke: call → machine has closed it", f.revoked.String(), "", true},
 		{"expelling", "revoke of an agent: call → off the line", f.expelled.String(), "", true},
-		{"storm", "kill -9: all back after the server's return", fmt.Sprintf("%.1f s; nobody was answered for %.2f s", f.storm.Seconds(), f.away.Seconds()), "≤ 10 s", f.storm <= 10*time.Second},
+		{"storm", killed, fmt.Sprintf("%.1f s; nobody was answered for %.2f s", f.storm.Seconds(), f.away.Seconds()), "≤ 10 s", f.storm <= 10*time.Second},
 		{"storm", "the same: what it took", f.stormCPU.String(), "", true},
 		{"storm", "the API meanwhile", fmt.Sprintf("%s, %d calls, %d refused", f.stormCalls, len(f.stormCalls), f.refused), "p99 ≤ 1 s", p99(f.stormCalls, time.Second) && f.refused == 0},
 		{"account", "the account", fmt.Sprintf("%d requests acknowledged and found, %d documents as stored", f.acknowledged, f.held), "none lost", true},
@@ -108,7 +120,7 @@ func (f figures) print(out io.Writer, part string) {
 
 func header(out io.Writer, o options) {
 	fmt.Fprintf(out, "jitgate bench-fleet, %s\n", time.Now().UTC().Format("2006-01-02 15:04 UTC"))
-	fmt.Fprintf(out, "%d cores (%s), %.0f GB, Linux %s, %s; agents, server and database share them\n", runtime.NumCPU(), cpuModel(), memorySize(), kernelRelease(), runtime.Version())
+	fmt.Fprintf(out, "%d cores (%s), %.0f GB, Linux %s, %s; agents, server, database and caller share them\n", runtime.NumCPU(), cpuModel(), memorySize(), kernelRelease(), runtime.Version())
 	fmt.Fprintf(out, "measured: %s\n", programVersion(o.control))
 	fmt.Fprintf(out, "p50/p90/p99 in one cell\n")
 }
@@ -190,8 +202,8 @@ func programVersion(path string) string {
 }
 
 // get asks the API for something.
-func (f *fleet) get(ctx context.Context, path string, v any) error {
-	text, err := f.server.call(ctx, http.MethodGet, path, nil)
+func (a api) get(ctx context.Context, path string, v any) error {
+	text, err := a.call(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return err
 	}
@@ -239,7 +251,7 @@ func (f *fleet) profile(ctx context.Context, part string) (wait func() error) {
 	}
 	kept := make(chan error, 1)
 	go func() {
-		text, err := f.server.local(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", max(1, f.o.seconds-1)))
+		text, err := f.replicas[0].local(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", max(1, f.o.seconds-1)))
 		if err == nil {
 			err = os.WriteFile(filepath.Clean(f.o.cpu), text, 0o644)
 		}
@@ -249,31 +261,35 @@ func (f *fleet) profile(ctx context.Context, part string) (wait func() error) {
 }
 
 // used is what a part of the run took of processors, in seconds for each
-// machine or request of it: of the server, and of this process.
-type used struct{ server, fleet float64 }
+// machine or request of it: of the control plane, of the machines, and of this
+// process, which calls.
+type used struct{ server, agents, calls float64 }
 
 func (u used) String() string {
-	return fmt.Sprintf("%.2f ms of the server's processor each, %.2f of the agents'", u.server*1e3, u.fleet*1e3)
+	return fmt.Sprintf("%.2f ms of the server's processor each, %.2f of the agents', %.2f of the calls'", u.server*1e3, u.agents*1e3, u.calls*1e3)
 }
 
-// ownUse is what this process has had of processors up to now, in seconds.
-func ownUse() (float64, error) {
+// spent is what all have had of processors up to now, in seconds; of the control
+// plane these replicas.
+func (f *fleet) spent(ctx context.Context, replicas []*server) (u used, err error) {
 	var own unix.Rusage
-	err := unix.Getrusage(unix.RUSAGE_SELF, &own)
-	return time.Duration(own.Utime.Nano() + own.Stime.Nano()).Seconds(), err
-}
-
-// spent is what both have had of processors up to now, in seconds.
-func (f *fleet) spent(ctx context.Context) (u used, err error) {
-	if u.fleet, err = ownUse(); err != nil {
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &own); err != nil {
 		return u, err
 	}
-	m, err := f.server.scrape(ctx)
+	u.calls = time.Duration(own.Utime.Nano() + own.Stime.Nano()).Seconds()
+	for _, c := range f.crews {
+		spent, err := c.spent()
+		if err != nil {
+			return u, err
+		}
+		u.agents += spent
+	}
+	m, err := scrape(ctx, replicas)
 	u.server = m["process_cpu_seconds_total"]
 	return u, err
 }
 
 // since is what was used since before, for each of n.
 func (u used) since(before used, n int) used {
-	return used{(u.server - before.server) / float64(n), (u.fleet - before.fleet) / float64(n)}
+	return used{(u.server - before.server) / float64(n), (u.agents - before.agents) / float64(n), (u.calls - before.calls) / float64(n)}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -32,20 +31,12 @@ const (
 	tokenUses     = 5000
 )
 
-// dsn is the server's database.
-func (s *server) dsn() string {
-	if s.database != "" {
-		return s.database
-	}
-	return filepath.Join(s.data, "control.db")
-}
-
 // enrol enrols every host with a key of its own, while the server is down. It
 // is the server's own code on the server's own database, and what it gives is
 // what a host gets that enrols over the network; what is left out is the
 // network, where 10 enrolments a second are let through.
 func (f *fleet) enrol(ctx context.Context) error {
-	kept, err := store.Open(ctx, f.server.dsn(), f.quiet)
+	kept, err := store.Open(ctx, f.dsn(), f.quiet)
 	if err != nil {
 		return err
 	}
@@ -55,18 +46,20 @@ func (f *fleet) enrol(ctx context.Context) error {
 		return err
 	}
 	owner := control.Caller{ID: control.LocalPrefix + "root", Name: "root", Rights: []control.Right{{Role: control.BuiltinRoles()[0], Scope: control.Everywhere}}}
-	hosts := f.hosts
-	for len(hosts) > 0 {
-		some := hosts[:min(len(hosts), tokenUses)]
-		hosts = hosts[len(some):]
-		token, _, err := engine.CreateJoin(ctx, owner, control.Scope("/subscriptions/"+subscription), len(some), time.Hour)
+	f.identities = make([][]byte, f.o.agents)
+	for first := 0; first < f.o.agents; first += tokenUses {
+		next := min(first+tokenUses, f.o.agents)
+		token, _, err := engine.CreateJoin(ctx, owner, control.Scope("/subscriptions/"+subscription), next-first, time.Hour)
 		if err != nil {
 			return err
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.SetLimit(enrolTogether)
-		for _, h := range some {
-			g.Go(func() error { return h.enrol(ctx, engine, token) })
+		for n := first; n < next; n++ {
+			g.Go(func() (err error) {
+				f.identities[n], err = enrol(ctx, engine, token, n)
+				return err
+			})
 		}
 		if err := g.Wait(); err != nil {
 			return fmt.Errorf("enrolment: %w", err)
@@ -79,7 +72,7 @@ func (f *fleet) enrol(ctx context.Context) error {
 // agents' certificates.
 func (f *fleet) engine(kept control.Store) (*control.Engine, error) {
 	read := func(name string) ([]byte, error) {
-		return os.ReadFile(filepath.Join(f.server.data, filepath.FromSlash(name)))
+		return os.ReadFile(filepath.Join(f.replicas[0].data, filepath.FromSlash(name)))
 	}
 	signed, err := read("trust.json")
 	if err != nil {
@@ -95,7 +88,7 @@ func (f *fleet) engine(kept control.Store) (*control.Engine, error) {
 		return nil, err
 	}
 	c := control.Config{Store: kept, Log: hclog.NewNullLogger(), Realm: control.Realm{Trust: trust.Document(), Signed: signed, Pin: f.pin}}
-	if c.CAKey, err = signer.File(filepath.Join(f.server.data, "agents", "ca.key")); err != nil {
+	if c.CAKey, err = signer.File(filepath.Join(f.replicas[0].data, "agents", "ca.key")); err != nil {
 		return nil, err
 	}
 	if c.CA, err = readCertificate(read("agents/ca.pem")); err != nil {
@@ -121,29 +114,24 @@ func readCertificate(text []byte, err error) (*x509.Certificate, error) {
 	return x509.ParseCertificate(block.Bytes)
 }
 
-// enrol makes the host's key and gets its certificate, and keeps both as a
-// fetcher finds them.
-func (h *host) enrol(ctx context.Context, engine *control.Engine, token string) error {
+// enrol makes a machine's key and gets its certificate, and returns both as a
+// fetcher keeps them.
+func enrol(ctx context.Context, engine *control.Engine, token string, number int) ([]byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "jitgate"}}, key)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	enrolled, err := engine.Enrol(ctx, control.EnrolInput{Token: token, HostID: h.id, CSR: csr, Install: fmt.Sprintf("%032x", h.number), Version: "fleet", Address: h.from.String()})
+	enrolled, err := engine.Enrol(ctx, control.EnrolInput{Token: token, HostID: machine(number), CSR: csr, Install: installOf(number), Version: "fleet", Address: homeOf(number).String()})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var text bytes.Buffer
-	if err := pem.Encode(&text, &pem.Block{Type: "PRIVATE KEY", Bytes: der}); err != nil {
-		return err
-	}
-	text.Write(enrolled.Chain)
-	return h.identity.Replace("identity.pem", text.Bytes(), 0o600)
+	return append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), enrolled.Chain...), nil
 }

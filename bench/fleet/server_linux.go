@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,34 +24,40 @@ import (
 // patience is how long a server may take to start.
 const patience = time.Minute
 
-// server is the control plane: the program itself, in a process of its own.
+// server is one replica of the control plane: the program itself, in a process
+// of its own.
 type server struct {
+	api
 	program, dir, data, listen string
 	database                   string // empty: SQLite in the data directory
 
-	process *exec.Cmd
+	process *exec.Cmd // nil: it was stopped
 	exited  chan struct{}
-	roots   *x509.CertPool
-	token   string
-	metrics string
-	client  *http.Client
+	ca      []byte // who signed its certificate, in PEM
+	metrics string // the token for them
 }
 
-// newServer prepares one, on a port that stays the same over a restart.
+// api is a way to the API, and who uses it.
+type api struct {
+	client     *http.Client
+	url, token string
+}
+
+// newServer prepares one, on a port that stays the same over a restart. dir is
+// there by then.
 func newServer(program, dir, database string) (*server, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	defer l.Close()
-	s := &server{program: program, dir: dir, data: filepath.Join(dir, "control"), listen: l.Addr().String(), database: database}
+	s := &server{api: api{url: "https://" + l.Addr().String()}, program: program, dir: dir, data: filepath.Join(dir, "control"), listen: l.Addr().String(), database: database}
 	// One person asks for everything, and would be told to slow down.
 	return s, os.WriteFile(s.config(), []byte("[log]\nlevel = \"warn\"\n[limits]\nrate = 100000.0\nburst = 100000\n"), 0o600)
 }
 
 func (s *server) config() string { return filepath.Join(s.dir, "control.toml") }
 func (s *server) log() string    { return filepath.Join(s.dir, "control.log") }
-func (s *server) url() string    { return "https://" + s.listen }
 
 // start starts the program and waits until it is ready.
 func (s *server) start(ctx context.Context) error {
@@ -102,8 +109,11 @@ func (s *server) launch() error {
 	return nil
 }
 
-// hasEnded is an error once the program that was started is over.
+// hasEnded is an error once the program that was started is over by itself.
 func (s *server) hasEnded() error {
+	if s.process == nil {
+		return nil
+	}
 	select {
 	case <-s.exited:
 		return errors.New("the control plane ended")
@@ -129,9 +139,8 @@ func (s *server) ready(ctx context.Context) error {
 }
 
 // connect reads what the server made at its first start.
-func (s *server) connect() error {
-	ca, err := os.ReadFile(filepath.Join(s.data, "tls", "ca.pem"))
-	if err != nil {
+func (s *server) connect() (err error) {
+	if s.ca, err = os.ReadFile(filepath.Join(s.data, "tls", "ca.pem")); err != nil {
 		return err
 	}
 	for file, token := range map[string]*string{"admin.token": &s.token, "metrics.token": &s.metrics} {
@@ -141,11 +150,17 @@ func (s *server) connect() error {
 		}
 		*token = strings.TrimSpace(string(text))
 	}
-	s.roots = x509.NewCertPool()
-	s.roots.AppendCertsFromPEM(ca)
-	s.client = &http.Client{Timeout: patience, Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: s.roots, ClientSessionCache: tls.NewLRUClientSessionCache(64)}, MaxIdleConnsPerHost: 256}}
+	s.client = newClient(s.ca, nil)
 	return nil
+}
+
+// newClient makes a client that believes one authority; dial is nil where it goes
+// to whom it is told.
+func newClient(ca []byte, dial func(context.Context, string, string) (net.Conn, error)) *http.Client {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	return &http.Client{Timeout: patience, Transport: &http.Transport{DialContext: dial,
+		TLSClientConfig: &tls.Config{RootCAs: roots, ClientSessionCache: tls.NewLRUClientSessionCache(64)}, MaxIdleConnsPerHost: 256}}
 }
 
 // stop ends the program in order, kill as a crash does.
@@ -163,18 +178,14 @@ func (s *server) end(how syscall.Signal) {
 }
 
 // call calls the API and returns the body of an answer that is no refusal.
-func (s *server) call(ctx context.Context, method, path string, body []byte) ([]byte, error) {
-	r, err := http.NewRequestWithContext(ctx, method, s.url()+path, bytes.NewReader(body))
+func (a api) call(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	r, err := http.NewRequestWithContext(ctx, method, a.url+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
-	token := s.token
-	if path == "/metrics" {
-		token = s.metrics
-	}
-	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Authorization", "Bearer "+a.token)
 	r.Header.Set("Content-Type", "application/json")
-	w, err := s.client.Do(r)
+	w, err := a.client.Do(r)
 	if err != nil {
 		return nil, err
 	}
@@ -184,6 +195,13 @@ func (s *server) call(ctx context.Context, method, path string, body []byte) ([]
 		err = fmt.Errorf("%s %s: %s: %.300s", method, path, w.Status, answer)
 	}
 	return answer, err
+}
+
+// initiate asks for access to a machine.
+func (a api) initiate(ctx context.Context, host int, source netip.Addr) error {
+	body := fmt.Sprintf(`{"virtualMachines":[{"id":%q,"ports":[{"number":22,"allowedSourceAddressPrefix":"%s","duration":"PT1H"}]}]}`, machine(host), source)
+	_, err := a.call(ctx, http.MethodPost, policyOf(host)+"/initiate?api-version=2020-01-01", []byte(body))
+	return err
 }
 
 // local asks the server's socket for profiles.
@@ -238,7 +256,7 @@ func (s *server) usage(ctx context.Context) (u usage, err error) {
 
 // scrape reads the metrics that have no labels.
 func (s *server) scrape(ctx context.Context) (map[string]float64, error) {
-	text, err := s.call(ctx, http.MethodGet, "/metrics", nil)
+	text, err := api{s.client, s.url, s.metrics}.call(ctx, http.MethodGet, "/metrics", nil)
 	if err != nil {
 		return nil, err
 	}
