@@ -221,7 +221,18 @@ func (r Recognised) Due(now time.Time) bool {
 // the key is for the TLS layer to see to. A first use of a renewed key ends
 // the one before.
 func (e *Engine) Recognise(ctx context.Context, cert *x509.Certificate) (Recognised, error) {
-	r, err := e.vouched(cert)
+	switch {
+	case e.CA == nil:
+		return Recognised{}, errNoEnrolment
+	case !e.Signed(cert):
+		return Recognised{}, errCert
+	}
+	return e.RecogniseSigned(ctx, cert)
+}
+
+// RecogniseSigned is Recognise for a certificate that is known to be Signed.
+func (e *Engine) RecogniseSigned(ctx context.Context, cert *x509.Certificate) (Recognised, error) {
+	r, err := e.named(cert)
 	if err != nil {
 		return Recognised{}, err
 	}
@@ -248,12 +259,15 @@ func (e *Engine) Recognise(ctx context.Context, cert *x509.Certificate) (Recogni
 	return r, err
 }
 
-// vouched reads a certificate of the CA of agents.
-func (e *Engine) vouched(cert *x509.Certificate) (r Recognised, err error) {
-	if e.CA == nil {
-		return r, errNoEnrolment
-	}
-	if len(cert.URIs) != 1 || cert.URIs[0].Scheme != vmScheme || cert.CheckSignatureFrom(e.CA) != nil {
+// Signed reports whether the CA of agents signed a certificate.
+func (e *Engine) Signed(cert *x509.Certificate) bool {
+	return e.CA != nil && cert.CheckSignatureFrom(e.CA) == nil
+}
+
+// named reads whose a certificate of the CA of agents is, and whether it is one
+// of these days.
+func (e *Engine) named(cert *x509.Certificate) (r Recognised, err error) {
+	if len(cert.URIs) != 1 || cert.URIs[0].Scheme != vmScheme {
 		return r, errCert
 	}
 	id, err := ParseVMID(cert.URIs[0].Path)

@@ -397,6 +397,7 @@ func (sv *server) build(s settings, public string) error {
 		ClientCAs:          sv.agentsCA.pool(),
 		GetConfigForClient: agents.NewTurns(api.ReadHeaderTimeout).Take,
 	}
+	sv.line.Resume(sv.tls)
 	sv.http.TLSConfig = sv.tls
 	return nil
 }

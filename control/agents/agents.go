@@ -76,6 +76,8 @@ type Line struct {
 	enrols  *rate.Limiter
 	metrics metrics
 
+	resumes bool // sessions of TLS, as Resume has them
+
 	placed chan struct{} // closed when Run knows from where on it follows
 
 	mu       sync.Mutex
@@ -191,13 +193,17 @@ func (l *Line) place(ctx context.Context) error {
 	}
 }
 
-// recognise says who is at the other end.
-func (l *Line) recognise(ctx context.Context, cert *x509.Certificate) (control.Recognised, error) {
+// recognise says who is at the other end, by a certificate that is known to be
+// signed, or one that is not.
+func (l *Line) recognise(ctx context.Context, cert *x509.Certificate, signed bool) (control.Recognised, error) {
 	done, err := l.turn(ctx)
 	if err != nil {
 		return control.Recognised{}, err
 	}
 	defer done()
+	if signed {
+		return l.Engine.RecogniseSigned(ctx, cert)
+	}
 	return l.Engine.Recognise(ctx, cert)
 }
 
@@ -207,22 +213,22 @@ func isGone(who control.Recognised, err error) bool {
 	return err == nil && who.Expired || refusal != nil && refusal.Kind == control.Unknown
 }
 
-// certificate is the one the other end showed. The TLS layer has made sure
-// that it has the key.
-func certificate(r *http.Request) (*x509.Certificate, error) {
+// certificate is the one the other end showed, now or when its session began. The
+// TLS layer has made sure that it has the key.
+func (l *Line) certificate(r *http.Request) (cert *x509.Certificate, signed bool, err error) {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-		return nil, errNoCert
+		return nil, false, errNoCert
 	}
-	return r.TLS.PeerCertificates[0], nil
+	return r.TLS.PeerCertificates[0], l.resumes && r.TLS.DidResume, nil
 }
 
 // agent is who asks; an expired certificate is good for nothing here.
 func (l *Line) agent(r *http.Request) (control.Recognised, *x509.Certificate, error) {
-	cert, err := certificate(r)
+	cert, signed, err := l.certificate(r)
 	if err != nil {
 		return control.Recognised{}, nil, err
 	}
-	who, err := l.recognise(r.Context(), cert)
+	who, err := l.recognise(r.Context(), cert, signed)
 	if err == nil && who.Expired {
 		err = control.Refuse(control.Forbidden, "CertificateExpired", "The certificate expired at %s: renew it.", who.Expires.UTC().Format(time.RFC3339))
 	}
@@ -297,11 +303,11 @@ func (l *Line) serveRenew(w http.ResponseWriter, r *http.Request) {
 }
 
 func (l *Line) renew(w http.ResponseWriter, r *http.Request) (uplink.Certificate, error) {
-	cert, err := certificate(r)
+	cert, signed, err := l.certificate(r)
 	if err != nil {
 		return uplink.Certificate{}, err
 	}
-	who, err := l.recognise(r.Context(), cert)
+	who, err := l.recognise(r.Context(), cert, signed)
 	if err != nil {
 		return uplink.Certificate{}, err
 	}

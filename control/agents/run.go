@@ -209,7 +209,7 @@ func (l *Line) doubt(ctx context.Context, a control.Activity) error {
 		return nil
 	}
 	for _, s := range l.listeners(strings.ToLower(a.VM)) {
-		who, err := l.Engine.Recognise(ctx, s.cert)
+		who, err := l.Engine.RecogniseSigned(ctx, s.cert)
 		if !isGone(who, err) {
 			if err != nil {
 				return err

@@ -24,8 +24,8 @@ import (
 type session struct {
 	line   *Line
 	who    control.Recognised
-	cert   *x509.Certificate
-	socket *uplink.Socket // nil: a poll
+	cert   *x509.Certificate // signed by the agents' authority
+	socket *uplink.Socket    // nil: a poll
 	cancel context.CancelFunc
 	ctx    context.Context
 	wake   chan struct{} // of a poll: something lies in a queue
@@ -339,7 +339,7 @@ func (s *session) insist(text []byte) error {
 // recheck sends an agent away that has been revoked, or whose certificate is
 // over, and says when that is due for renewal.
 func (s *session) recheck() {
-	who, err := s.line.recognise(s.ctx, s.cert)
+	who, err := s.line.recognise(s.ctx, s.cert, true)
 	switch {
 	case isGone(who, err):
 		s.sendAway("the certificate is good no longer")

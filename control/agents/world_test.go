@@ -173,6 +173,7 @@ func (w *world) serve(addr string) {
 	pool := x509.NewCertPool()
 	pool.AddCert(w.engine.CA)
 	w.server.TLS = &tls.Config{Certificates: []tls.Certificate{w.serverCert}, ClientAuth: tls.RequestClientCert, ClientCAs: pool, NextProtos: []string{"http/1.1"}}
+	w.line.Resume(w.server.TLS)
 	w.server.StartTLS()
 	w.addr = w.server.Listener.Addr().String()
 	w.url = "https://" + w.addr
