@@ -63,6 +63,7 @@ const (
 	seenEvery    = 30 * time.Second
 	recheckEvery = 10 * time.Minute
 	recheckTick  = 10 * time.Second
+	warnEvery    = 10 * time.Second
 	pageSize     = 500
 	// comeBack is over how long agents that are sent away spread their return.
 	comeBack = 20 * time.Second
@@ -74,6 +75,7 @@ type Line struct {
 	mux     *http.ServeMux
 	turns   chan struct{}
 	enrols  *rate.Limiter
+	warns   *rate.Limiter // of reports that are put off
 	metrics metrics
 
 	resumes bool // sessions of TLS, as Resume has them
@@ -93,7 +95,7 @@ func New(c Config) *Line {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	l := &Line{Config: c, mux: http.NewServeMux(), turns: make(chan struct{}, atOnce), enrols: rate.NewLimiter(enrolRate, enrolBurst),
+	l := &Line{Config: c, mux: http.NewServeMux(), turns: make(chan struct{}, atOnce), enrols: rate.NewLimiter(enrolRate, enrolBurst), warns: rate.NewLimiter(rate.Every(warnEvery), 1),
 		placed: make(chan struct{}), sessions: map[string][]*session{}, limits: map[string]*limits{}, seen: map[string]time.Time{}}
 	l.metrics = newMetrics(c.Registry)
 	l.mux.HandleFunc("GET "+uplink.PathCA, l.serveCA)

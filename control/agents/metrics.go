@@ -9,6 +9,7 @@ type metrics struct {
 	bytes     *prometheus.CounterVec // by direction
 	polls     prometheus.Counter
 	reports   prometheus.Counter
+	putOff    prometheus.Counter
 	refused   *prometheus.CounterVec // by code
 }
 
@@ -22,10 +23,11 @@ func newMetrics(r *prometheus.Registry) metrics {
 		bytes:     counter("jitgate_agent_bytes_total", "Bytes of messages from (up) and to (down) agents.", "direction"),
 		polls:     prometheus.NewCounter(prometheus.CounterOpts{Name: "jitgate_agent_polls_total", Help: "Polls of agents without a WebSocket."}),
 		reports:   prometheus.NewCounter(prometheus.CounterOpts{Name: "jitgate_agent_reports_total", Help: "Reports of agents taken."}),
+		putOff:    prometheus.NewCounter(prometheus.CounterOpts{Name: "jitgate_agent_reports_put_off_total", Help: "Times that a report waited because too many came at once, or the store did not answer."}),
 		refused:   counter("jitgate_agent_refused_total", "Calls of agents refused, by code.", "code"),
 	}
 	if r != nil {
-		r.MustRegister(m.connected, m.pushes, m.bytes, m.polls, m.reports, m.refused)
+		r.MustRegister(m.connected, m.pushes, m.bytes, m.polls, m.reports, m.putOff, m.refused)
 	}
 	return m
 }

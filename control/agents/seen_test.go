@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/control/store/storetest"
@@ -72,5 +76,21 @@ func TestSeenInPieces(t *testing.T) {
 	}
 	if err := l.writeSeen(t.Context()); err != nil || s.updates != 4 {
 		t.Errorf("%v, and %d Updates: it was written twice", err, s.updates)
+	}
+}
+
+// Where thousands of reports have to wait the log says so once, and not thousands
+// of times.
+func TestPutOff(t *testing.T) {
+	var log strings.Builder
+	l := New(Config{Log: hclog.New(&hclog.LoggerOptions{Output: &log, Level: hclog.Debug})})
+	for range 1000 {
+		l.putOff(control.VMID{}, errBusy)
+	}
+	if warned, all := strings.Count(log.String(), "[WARN]"), strings.Count(log.String(), "cannot be taken"); warned != 1 || all != 1000 {
+		t.Errorf("%d warnings of %d", warned, all)
+	}
+	if n := testutil.ToFloat64(l.metrics.putOff); n != 1000 {
+		t.Errorf("%v are counted", n)
 	}
 }

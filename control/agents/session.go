@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/jitgate/jitgate/control"
 	"github.com/jitgate/jitgate/policy"
 	"github.com/jitgate/jitgate/uplink"
@@ -327,13 +329,24 @@ func (s *session) insist(text []byte) error {
 		if !passes || wait > uplink.PingEvery {
 			return err
 		}
-		s.line.Log.Warn("a report cannot be taken, trying again", "vm", s.who.VM, "error", err)
+		s.line.putOff(s.who.VM, err)
 		select {
 		case <-s.ctx.Done():
 			return s.ctx.Err()
 		case <-time.After(wait):
 		}
 	}
+}
+
+// putOff notes that a report has to wait. Where one has to, thousands may: one of
+// them is logged now and then, and the metric has all.
+func (l *Line) putOff(vm control.VMID, err error) {
+	l.metrics.putOff.Inc()
+	level := hclog.Debug
+	if l.warns.Allow() {
+		level = hclog.Warn
+	}
+	l.Log.Log(level, "a report cannot be taken, trying again", "vm", vm, "error", err)
 }
 
 // recheck sends an agent away that has been revoked, or whose certificate is
