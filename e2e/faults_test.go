@@ -5,9 +5,11 @@ package e2e_test
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,6 +17,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jitgate/jitgate/uplink"
 )
 
 // Two directions of the line between a host and its control plane.
@@ -261,6 +265,79 @@ func TestServersDiskFull(t *testing.T) {
 	h.opens(6*patience, ways("22/tcp", alice4))
 	p.keeps(admin, acknowledged)
 	h.isOpen(ways("22/tcp", alice4, bob4))
+}
+
+// The control plane has few descriptors, and more agents come than those are
+// enough for, and then anybody, without end. People get in beside agents; what is
+// asked for meanwhile reaches the host that is on the line; commands work; and once
+// nobody crowds in any more, whoever comes gets in.
+func TestServersDescriptorsRunOut(t *testing.T) {
+	t.Parallel()
+	const descriptors = 300 // room for 44 connections, 39 of them agents'
+	h := newStranger(t)
+	h.outside.run(t, "ip", "addr", "add", control4+"/24", "dev", "p0")
+	p := newPlane(t, h.outside, control4+":8443")
+	program := p.program
+	p.program = filepath.Join(t.TempDir(), "few")
+	if err := os.WriteFile(p.program, fmt.Appendf(nil, "#!/bin/sh\nulimit -n %d\nexec '%s' \"$@\"\n", descriptors, program), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.start()
+	p.program = program
+	admin := p.read("admin.token")
+	p.guard22(admin)
+	h.enroll(p)
+	h.hasPolicy(1)
+
+	crowd := func(protos ...string) (in, out int) {
+		for range 60 {
+			var c net.Conn
+			var err error
+			p.place.do(func() { c, err = net.DialTimeout("tcp", p.listen, patience) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			if len(protos) == 0 {
+				in++ // it says nothing, and is not answered
+				continue
+			}
+			if tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: protos}).Handshake() == nil {
+				in++
+			} else {
+				out++
+			}
+		}
+		return in, out
+	}
+	if in, out := crowd(uplink.Proto, "http/1.1"); in > 39 || in < 30 || in+out != 60 {
+		t.Errorf("of 60 agents %d came in", in)
+	}
+	p.initiate(admin, bob4, time.Now().Add(time.Hour))
+	h.opens(patience, ways("22/tcp", bob4))
+
+	crowd()
+	if users := p.command("user", "list"); !strings.Contains(users, "Owner") {
+		t.Errorf("a command, while nobody else gets in: %s", users)
+	}
+	until(t, 3*patience, "people should get in again", func() bool {
+		answer, err := p.client("").Get(p.url("/readyz"))
+		if err != nil {
+			return false
+		}
+		answer.Body.Close()
+		return answer.StatusCode == http.StatusOK
+	})
+	p.initiate(admin, alice4, time.Now().Add(time.Hour))
+	h.opens(patience, ways("22/tcp", alice4))
+	h.isOpen(ways("22/tcp", bob4))
+	log, err := os.ReadFile(p.dir + ".log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(log, []byte("there is no room for more connections")) || bytes.Contains(log, []byte("too many open files")) {
+		t.Errorf("the log does not say that there was no room, or descriptors did run out:\n%s", lastLines(p.dir+".log"))
+	}
 }
 
 // keeps requires that the policy shows a request for each source.

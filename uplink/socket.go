@@ -65,7 +65,7 @@ func NewSocket(conn net.Conn, early *bufio.Reader, client bool) *Socket {
 // Silence find out who is gone, and 10,000 connections had their kernels send
 // 1,300 packets a second for nothing.
 func withoutProbes(conn net.Conn) {
-	if over, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
+	for over, ok := conn.(interface{ NetConn() net.Conn }); ok; over, ok = conn.(interface{ NetConn() net.Conn }) { // TLS, and what is below it
 		conn = over.NetConn()
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {

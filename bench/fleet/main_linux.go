@@ -103,7 +103,8 @@ func run() (code int, err error) {
 	var curve []figures
 	for _, n := range sizes {
 		o.agents = n
-		if err := enoughFiles(o.each()); err != nil {
+		// A server leaves one in ten to people.
+		if err := enoughFiles(o.each() * 10 / 9); err != nil {
 			return 1, err
 		}
 		f, err := measure(ctx, o)
@@ -142,20 +143,20 @@ func (o options) each() int {
 // spareFiles is how many descriptors a process needs beside its connections.
 const spareFiles = 500
 
-// enoughFiles makes room for a connection of each machine, here and in the
-// servers, which inherit the limit.
-func enoughFiles(agents int) error {
+// enoughFiles makes room for so many connections, here and in the processes that
+// are started, which inherit the limit.
+func enoughFiles(connections int) error {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return err
 	}
-	need := uint64(agents + spareFiles)
+	need := uint64(connections + spareFiles)
 	if limit.Max < need {
 		limit.Max = need
 	}
 	limit.Cur = limit.Max
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return errors.Join(fmt.Errorf("%d machines need %d descriptors in one process: raise the hard limit (ulimit -Hn) first, or have more replicas", agents, need), err)
+		return errors.Join(fmt.Errorf("%d descriptors are needed in one process: raise the hard limit (ulimit -Hn) first, or have more replicas", need), err)
 	}
 	return nil
 }

@@ -176,6 +176,7 @@ type server struct {
 
 	engine *control.Engine
 	line   *agents.Line
+	places *agents.Places
 	tls    *tls.Config
 	http   *http.Server
 }
@@ -368,6 +369,7 @@ func (sv *server) build(s settings, public string) error {
 		return err
 	}
 	sv.line = agents.New(agents.Config{Engine: sv.engine, Store: sv.store, Log: sv.log.Named("agents"), Registry: registry, Now: sv.now, ServerCA: serverCA})
+	sv.places = agents.NewPlaces(descriptors(), sv.log, registry)
 	page, err := web.New(web.Config{
 		Engine: sv.engine, Identity: who, Store: sv.store, PublicURL: public, Log: sv.log.Named("web"), Now: sv.now,
 		Address: func(r *http.Request) netip.Addr { return api.ClientAddress(r, s.proxies) },
@@ -447,7 +449,7 @@ func (sv *server) run(ctx context.Context, listener net.Listener, ready func(), 
 	task("certificate", behind, func(ctx context.Context) error { return sv.keepFresh(ctx, reload, again) })
 	task("commands", behind, func(ctx context.Context) error { return sv.serveCommands(ctx, socket) })
 	g.Go(func() error {
-		if err := sv.http.Serve(tls.NewListener(listener, sv.tls)); !errors.Is(err, http.ErrServerClosed) {
+		if err := sv.http.Serve(tls.NewListener(sv.places.Listen(listener), sv.tls)); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil

@@ -22,6 +22,15 @@ func ownedByUs(path string, info fs.FileInfo) error {
 	return nil
 }
 
+// descriptors is how many this process may have; 0: that is not known.
+func descriptors() uint64 {
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
+		return 0
+	}
+	return uint64(limit.Cur) // as many as the hard limit has: Go raises this one
+}
+
 // openToOthers reports whether more than the owner can read or write.
 func openToOthers(m fs.FileMode) bool { return m.Perm()&0o077 != 0 }
 

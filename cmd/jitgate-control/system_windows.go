@@ -15,6 +15,9 @@ const reloadSignal = syscall.SIGHUP
 // ownedByUs leaves it to the access list on Windows.
 func ownedByUs(string, fs.FileInfo) error { return nil }
 
+// descriptors are not bounded on Windows.
+func descriptors() uint64 { return 0 }
+
 // openToOthers is not known by the mode on Windows: access lists say it.
 func openToOthers(fs.FileMode) bool { return false }
 

@@ -34,6 +34,11 @@ func (t *Turns) Take(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if !slices.Contains(hello.SupportedProtos, uplink.Proto) {
 		return nil, nil
 	}
+	if p, ok := hello.Conn.(*place); ok {
+		if err := p.forAgent(); err != nil {
+			return nil, err
+		}
+	}
 	late := time.NewTimer(t.patience)
 	defer late.Stop()
 	select {

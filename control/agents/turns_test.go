@@ -20,6 +20,8 @@ type handshakes struct {
 	t    *testing.T
 	at   string
 	turn *Turns
+
+	config *tls.Config
 }
 
 // newHandshakes is one that gives each handshake so long, as net/http does; zero:
@@ -52,7 +54,7 @@ func newHandshakes(t *testing.T, turn *Turns, within time.Duration) *handshakes 
 			go tls.Server(c, config).HandshakeContext(t.Context())
 		}
 	}()
-	return &handshakes{t, l.Addr().String(), turn}
+	return &handshakes{t, l.Addr().String(), turn, config}
 }
 
 // client does a handshake in which it offers these protocols; nil: it was done.
