@@ -76,7 +76,10 @@ type Fetcher struct {
 	inbox inbox
 	agent Agent
 	lost  chan struct{} // the control plane was not reached
-	polls int           // how often in a row there was no WebSocket; of keepLine's goroutine
+	// Of keepLine's goroutine: how often in a row there was no WebSocket, and
+	// whether the last attempt at one ended without an answer.
+	polls      int
+	unanswered bool
 
 	mu      sync.Mutex
 	status  *Status // nil: the agent does not answer
@@ -215,7 +218,7 @@ func (f *Fetcher) converse(ctx context.Context, who identity, name string) error
 	defer t.close()
 	c := &conversation{Fetcher: f, transport: t, identity: who, file: name, wake: make(chan struct{}, 1)}
 	err = c.line(ctx)
-	if _, refused := errors.AsType[upgradeError](err); refused {
+	if refused, ok := errors.AsType[upgradeError](err); ok && f.pollsAfter(refused) {
 		f.Log.Debug("polling", "because", err)
 		err = c.poll(ctx)
 	}

@@ -50,7 +50,7 @@ func (c *conversation) line(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.polls = 0
+	c.polls, c.unanswered = 0, false
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { socket.Cut() })
@@ -100,6 +100,15 @@ func (c *conversation) poll(ctx context.Context) error {
 		}
 	})
 	return c.talk(ctx, func(up uplink.Up) error { return c.ask(ctx, up, true) }, func() error { return nil })
+}
+
+// pollsAfter reports whether to poll after an attempt at a WebSocket that ended so.
+// What lets none through may end it without a word, and so does a server that is
+// killed or has too much to do: without an answer it is tried once more.
+func (f *Fetcher) pollsAfter(e upgradeError) bool {
+	before := f.unanswered
+	f.unanswered = !e.answered
+	return e.answered || before
 }
 
 // pollFor is how long to poll this time.

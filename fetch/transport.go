@@ -196,7 +196,10 @@ func readUpTo(r io.Reader, limit int64) ([]byte, error) {
 
 // upgradeError says that something on the way, or the server, does not let a
 // WebSocket through.
-type upgradeError struct{ err error }
+type upgradeError struct {
+	err      error
+	answered bool // in HTTP
+}
 
 func (e upgradeError) Error() string { return "no WebSocket: " + e.err.Error() }
 func (e upgradeError) Unwrap() error { return e.err }
@@ -231,13 +234,14 @@ func (t *transport) webSocket(ctx context.Context) (*uplink.Socket, error) {
 	}
 	if err != nil {
 		conn.Close()
-		if status, ok := errors.AsType[ws.StatusError](err); ok {
+		status, answered := errors.AsType[ws.StatusError](err)
+		if answered {
 			err = &statusError{int(status), "no switch to a WebSocket"}
 			if busy(int(status)) {
 				return nil, err
 			}
 		}
-		return nil, upgradeError{err}
+		return nil, upgradeError{err, answered}
 	}
 	return uplink.NewSocket(conn, early, true), nil
 }

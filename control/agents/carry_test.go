@@ -166,6 +166,45 @@ func TestPoll(t *testing.T) {
 	}
 }
 
+// cutsWebSockets stands before a Line and ends so many attempts at a WebSocket
+// without an answer.
+type cutsWebSockets struct {
+	http.Handler
+	cuts            int64
+	upgrades, polls atomic.Int64
+}
+
+func (c *cutsWebSockets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.Header.Get("Upgrade") != "" && c.upgrades.Add(1) <= c.cuts:
+		panic(http.ErrAbortHandler)
+	case r.URL.Path == uplink.PathPoll:
+		c.polls.Add(1)
+	}
+	c.Handler.ServeHTTP(w, r)
+}
+
+// An attempt at a WebSocket that ends without an answer may mean that the server
+// was killed: it is tried once more. Twice is enough: then the host polls.
+func TestUpgradeUnanswered(t *testing.T) {
+	for cuts, polls := range map[int64]bool{1: false, 1000: true} {
+		t.Run(fmt.Sprint(cuts), func(t *testing.T) {
+			w := newWorld(t)
+			cut := &cutsWebSockets{Handler: w.server.Config.Handler, cuts: cuts}
+			w.server.Config.Handler = cut
+			h := w.host("web1")
+			h.mustEnroll(w)
+			w.policyOf(h.vm, 1)
+			h.run()
+			h.fetching()
+			within(t, 15*time.Second, "the policy is in force", func() bool { return h.versions()[1] == 1 })
+			if cut.upgrades.Load() != 2 || cut.polls.Load() > 0 != polls {
+				t.Errorf("%d upgrades, %d polls", cut.upgrades.Load(), cut.polls.Load())
+			}
+		})
+	}
+}
+
 // With the control plane dead, the same signed files come from plain places,
 // over HTTP and from a directory; what is older or no document is not taken.
 func TestPlain(t *testing.T) {
