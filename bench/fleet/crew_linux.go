@@ -169,10 +169,16 @@ func (c *hired) fallen() error {
 	}
 }
 
-// dismiss ends the crew, and waits for what its machines have at the end.
+// dismiss ends the crew, and waits for what its machines have at the end. Once
+// more does nothing.
 func (c *hired) dismiss() error {
 	c.in.Close() // it may have ended by itself
-	return errors.Join(<-c.heard, c.process.Wait())
+	err := <-c.heard
+	c.heard <- err
+	if c.process.ProcessState != nil {
+		return err
+	}
+	return errors.Join(err, c.process.Wait())
 }
 
 // spent is what the crew has had of processors up to now, in seconds.

@@ -2,12 +2,16 @@ package main
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"encoding/xml"
 	"errors"
 	"io"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jitgate/jitgate/control"
+	"github.com/jitgate/jitgate/policy"
 )
 
 // What was acknowledged and did not arrive is told, and nothing else is.
@@ -54,6 +58,41 @@ func TestLedgerMissing(t *testing.T) {
 		}
 		if err := l.missing(n + 1); err != nil {
 			t.Errorf("%s, of what came later: %v", what, err)
+		}
+	}
+}
+
+// A machine that has another version than is stored, or other bytes, is told of;
+// so is one that has nothing.
+func TestHolders(t *testing.T) {
+	now := time.Now().UTC().Truncate(time.Second)
+	list := policy.Grants{Header: policy.Header{Realm: "acme", Version: 2, Issued: now, Expires: now.Add(time.Hour)}, Epoch: 1, Host: policy.Host{ID: "a"}, PolicyVersion: 1}
+	e := policy.Envelope{Type: policy.TypeGrants, Payload: list.Encode()}
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Sign(key); err != nil {
+		t.Fatal(err)
+	}
+	stored := control.Document{Type: e.Type, Version: 2, Signed: e.Encode()}
+	same := policy.State{Grants: policy.Mark{Version: 2, Digest: e.Digest()}}
+	for what, c := range map[string]struct {
+		vm   string
+		have map[string]policy.State
+		n    int // 0: an error
+	}{
+		"its own":       {"a", map[string]policy.State{"a": same, "b": {}}, 1},
+		"everybody's":   {"", map[string]policy.State{"a": same, "b": same}, 2},
+		"not all":       {"", map[string]policy.State{"a": same, "b": {}}, 0},
+		"an older one":  {"a", map[string]policy.State{"a": {Grants: policy.Mark{Version: 1, Digest: e.Digest()}}}, 0},
+		"other bytes":   {"a", map[string]policy.State{"a": {Grants: policy.Mark{Version: 2}}}, 0},
+		"another kind":  {"a", map[string]policy.State{"a": {Policy: same.Grants}}, 0},
+		"nobody has it": {"a", map[string]policy.State{"b": same}, 0},
+	} {
+		stored.VM = c.vm
+		if n, err := holders(c.have, stored); n != c.n || (err == nil) != (c.n > 0) {
+			t.Errorf("%s: %d, %v", what, n, err)
 		}
 	}
 }
