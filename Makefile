@@ -47,7 +47,7 @@ fuzz: setup ## fuzz every parser with FUZZTIME inputs (100000x), or so long (20s
 bench: build ## measure, as ratios within one run (docs/performance.md)
 	go run ./bench -jitgate bin/jitgate -control bin/jitgate-control
 
-# -rate, -seconds, -picture, -strict, …: go run ./bench/fleet -help
+# -rate, -seconds, -replicas, -picture, -strict, …: go run ./bench/fleet -help
 FLEETFLAGS ?=
 AGENTS ?= 10000
 STORE ?= sqlite
