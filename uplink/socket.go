@@ -65,7 +65,8 @@ func NewSocket(conn net.Conn, early *bufio.Reader, client bool) *Socket {
 // Silence find out who is gone, and 10,000 connections had their kernels send
 // 1,300 packets a second for nothing.
 func withoutProbes(conn net.Conn) {
-	for over, ok := conn.(interface{ NetConn() net.Conn }); ok; over, ok = conn.(interface{ NetConn() net.Conn }) { // TLS, and what is below it
+	type layer interface{ NetConn() net.Conn } // TLS, and what is below it
+	for over, ok := conn.(layer); ok; over, ok = conn.(layer) {
 		conn = over.NetConn()
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {

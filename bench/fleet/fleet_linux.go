@@ -177,10 +177,10 @@ func (f *fleet) prepare(ctx context.Context, r *figures) error {
 
 // anyReplica is a way to the API whose connections go to the replicas in turn.
 func (f *fleet) anyReplica() api {
-	first := f.replicas[0]
+	first, replicas := f.replicas[0], f.listening()
 	var turn atomic.Int64
 	return api{newClient(first.ca, func(ctx context.Context, network, address string) (net.Conn, error) {
-		return balanced(&net.Dialer{}, f.listening(), int(turn.Add(1)))(ctx, network, address)
+		return balanced(&net.Dialer{}, replicas, int(turn.Add(1)))(ctx, network, address)
 	}), first.url, first.token}
 }
 

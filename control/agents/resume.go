@@ -16,10 +16,11 @@ import (
 // What is trusted with that are the ticket keys, and no more than before: who has
 // them makes a session of any machine whose certificate he has seen.
 func (l *Line) Resume(c *tls.Config) {
+	mark := l.mark()
 	c.WrapSession = func(state tls.ConnectionState, s *tls.SessionState) ([]byte, error) {
 		// Of one that goes on this is known: else it would have begun anew.
 		if state.DidResume || len(state.PeerCertificates) == 0 || l.Engine.Signed(state.PeerCertificates[0]) {
-			s.Extra = append(s.Extra, l.mark())
+			s.Extra = append(s.Extra, mark)
 		}
 		return c.EncryptTicket(state, s)
 	}
@@ -27,7 +28,7 @@ func (l *Line) Resume(c *tls.Config) {
 		s, err := c.DecryptTicket(ticket, state)
 		// nil begins anew. A replica from before there was a mark makes tickets
 		// without one.
-		if s != nil && !slices.ContainsFunc(s.Extra, func(e []byte) bool { return bytes.Equal(e, l.mark()) }) {
+		if s != nil && !slices.ContainsFunc(s.Extra, func(e []byte) bool { return bytes.Equal(e, mark) }) {
 			return nil, err
 		}
 		return s, err
