@@ -2,6 +2,9 @@ module github.com/jitgate/jitgate
 
 go 1.26.0
 
+// Up to 1.26.8 a program on Windows can stand still for good (golang/go issue 80982).
+toolchain go1.26.11
+
 require (
 	github.com/Azure/azure-sdk-for-go/sdk/azcore v1.24.0
 	github.com/Azure/azure-sdk-for-go/sdk/azidentity v1.15.0

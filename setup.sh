@@ -6,19 +6,16 @@
 #   ./setup.sh path   print where the Go is that will be used, and other tools, as PATH has it
 set -eu
 
-go=1.26.8
+# go.mod has the version: the newest patches of the release this is built with.
+go=$(sed -n 's/^toolchain go//p' "$(dirname "$0")/go.mod")
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/jitgate
 own=$cache/go$go
 
-# recent DIRECTORY: is there a Go in it that can build this module?
+# recent DIRECTORY: is there that Go in it, or a newer one?
 recent() {
 	[ -x "$1/go" ] || return 1
-	version=$(cd / && GOTOOLCHAIN=local "$1/go" version 2>/dev/null) || return 1
-	version=${version#go version go}
-	major=${version%%.*}
-	minor=${version#*.}
-	minor=${minor%%[!0-9]*}
-	[ "$major" -gt 1 ] || [ "$minor" -ge 26 ]
+	version=$(cd / && GOTOOLCHAIN=local "$1/go" env GOVERSION 2>/dev/null) || return 1
+	[ "$(printf '%s\n' "go$go" "${version%% *}" | sort -V | head -n 1)" = "go$go" ]
 }
 
 # Go as found in the PATH, or where its own installer puts it.
