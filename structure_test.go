@@ -28,7 +28,7 @@ const module = "github.com/jitgate/jitgate"
 // module, by path below it. A new package is given its place here.
 var mayImport = map[string][]string{
 	"":                       {"cli"},
-	"cli":                    {"acl", "agent", "armor", "audit", "cli/usage", "client", "cloud", "doctor", "fetch", "firewall", "local", "logins", "policy", "signin", "uplink"},
+	"cli":                    {"acl", "agent", "armor", "audit", "cli/usage", "client", "cloud", "doctor", "fetch", "firewall", "local", "logins", "policy", "signin", "uplink", "watchdog"},
 	"cli/usage":              {},
 	"agent":                  {"acl", "audit", "firewall", "firewall/nft", "firewall/winfw", "local", "logins", "policy"},
 	"logins":                 {},
@@ -40,6 +40,7 @@ var mayImport = map[string][]string{
 	"armor":                  {"policy"},
 	"acl":                    {},
 	"local":                  {"acl"},
+	"watchdog":               {},
 	"audit":                  {"acl"},
 	"doctor":                 {"firewall", "firewall/winfw"},
 	"firewall":               {},

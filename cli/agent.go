@@ -44,7 +44,9 @@ agent reload does.`,
 					return err
 				}
 				defer a.Backend.Close()
-				a.Supervisor = agent.Supervised()
+				supervisor, unsupervised := service.supervisor(a.Log)
+				defer unsupervised()
+				a.Supervisor = supervisor
 				defer toJournal(a)()
 				return runUntil(ctx, a, ready)
 			})

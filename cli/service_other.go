@@ -42,6 +42,11 @@ func (asService) run(ctx context.Context, name string, f func(ctx context.Contex
 	return errors.Join(s.Run(), p.err)
 }
 
+// supervisor is who wants to hear that the agent is alive, and what ends that.
+func (asService) supervisor(hclog.Logger) (agent.Supervisor, func()) {
+	return agent.Supervised(), func() {}
+}
+
 // program is what a service does.
 type program struct {
 	f    func(ctx context.Context, ready func()) error

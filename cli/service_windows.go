@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
@@ -15,7 +16,9 @@ import (
 
 	"github.com/jitgate/jitgate/agent"
 	"github.com/jitgate/jitgate/audit"
+	"github.com/jitgate/jitgate/cli/usage"
 	"github.com/jitgate/jitgate/firewall"
+	"github.com/jitgate/jitgate/watchdog"
 )
 
 // asService is whether the service manager of Windows has started this. It is
@@ -56,6 +59,46 @@ func (s asService) run(ctx context.Context, name string, f func(ctx context.Cont
 		return fmt.Errorf("the service manager did not start this (it alone uses --service): %w", err)
 	}
 	return work.err
+}
+
+// supervisor is who wants to hear that the agent is alive: as a service a process
+// that ends it where it stands still, so that its openings go with it and the
+// service manager starts it again. The second result ends that process.
+func (s asService) supervisor(log hclog.Logger) (agent.Supervisor, func()) {
+	if !s.set {
+		return agent.Supervisor{}, func() {}
+	}
+	warn := func(err error) { log.Warn("nobody ends this process where it stands still", "error", err) }
+	program, err := os.Executable()
+	if err != nil {
+		warn(err)
+		return agent.Supervisor{}, func() {}
+	}
+	alive, stop := watchdog.Start(context.Background(), warn, program, "agent", "watchdog")
+	return agent.Supervisor{Tell: func(string) { alive() }, Within: watchdog.Within}, stop
+}
+
+// newAgentWatchdog is what a service starts beside itself.
+func newAgentWatchdog() *cobra.Command {
+	return &cobra.Command{
+		Use:    "watchdog",
+		Short:  "End the agent that started this where it stands still",
+		Args:   usage.Args(0, 0, "no argument"),
+		Hidden: true, // the agent starts it, and speaks to it alone
+		RunE: func(c *cobra.Command, _ []string) error {
+			watched, err := os.FindProcess(os.Getppid())
+			if err != nil {
+				return err
+			}
+			return watchdog.Watch(c.InOrStdin(), func() error {
+				err := watched.Kill() // first: what tells of it may stand still too
+				if err == nil {
+					say(fmt.Errorf("the agent said nothing for %s and was ended; what it had opened is closed, and the service manager starts it again", watchdog.Within))
+				}
+				return err
+			})
+		},
+	}
 }
 
 // work is a service.
@@ -121,7 +164,9 @@ func systemLog(say func(what string, err error), instead func(audit.Entry)) *aud
 }
 
 // agentCommands are the commands of the agent that this platform has more.
-func agentCommands() []*cobra.Command { return []*cobra.Command{newAgentSetup(), newAgentRemove()} }
+func agentCommands() []*cobra.Command {
+	return []*cobra.Command{newAgentSetup(), newAgentRemove(), newAgentWatchdog()}
+}
 
 // elevate says how a command gets the rights that it lacks.
 const elevate = "run this in a prompt opened as administrator"

@@ -249,6 +249,12 @@ func (w *wine) service(name, state string) {
 	})
 }
 
+// processes are the numbers of those that run jitgate with some arguments.
+func (w *wine) processes(arguments string) []string {
+	w.t.Helper()
+	return strings.Fields(w.run(`for p in /proc/[0-9]*; do case $(tr '\0' ' ' 2>/dev/null <$p/cmdline) in *'jitgate.exe ` + arguments + `'*) echo ${p#/proc/};; esac; done`))
+}
+
 // traces lists what a machine has that names jitgate: files, and keys and
 // values of the registry.
 func (w *wine) traces() string {
@@ -344,6 +350,21 @@ func installation(t *testing.T, installers string) {
 	w.run(jitgateExe + "agent reload || true") // says that nothing is guarded
 	if s := w.agent(); s.Mode != "observe" {
 		t.Errorf("an agent with no firewall says that it is in mode %s", s.Mode)
+	}
+
+	// Standing still it is ended, and the service manager learns of it (Wine's
+	// restarts nothing). Wine has a process run until the kernel lets it end.
+	agents, watchdogs := w.processes("agent run"), w.processes("agent watchdog")
+	if len(agents) != 1 || len(watchdogs) != 1 {
+		t.Fatalf("%d agents and %d watchdogs", len(agents), len(watchdogs))
+	}
+	w.run("kill -STOP " + agents[0])
+	w.service("jitgate", "STOPPED")
+	w.run("kill -KILL " + agents[0])
+	until(t, patienceWithWine, "the watchdog should end too", func() bool { return len(w.processes("agent watchdog")) == 0 })
+	w.run("$W net start jitgate")
+	if now := w.agent(); now.Install != s.Install {
+		t.Errorf("after it stood still: %+v", now)
 	}
 
 	// Documents are verified and refused as anywhere.

@@ -163,13 +163,16 @@ if (-not $AfterRestart) {
         Check "$dir names $($names -join ', ')" (($others.Count -eq 0) -and ($inherited.Count -eq 0) -and ($names.Count -eq $may.Count))
     }
 
-    Step 'Kills the agent' 'the service manager has another one answer within seconds'
-    $before = (Get-CimInstance Win32_Service -Filter "Name='jitgate'").ProcessId
+    Step 'Kills the agent, and suspends the next' 'the service manager has another one answer, within seconds of the first and within two minutes of the second'
+    function Agent { return (Get-CimInstance Win32_Service -Filter "Name='jitgate'").ProcessId }
+    function Another($before) { return (Until { $now = Agent; ($now -ne 0) -and ($now -ne $before) -and (Answers) }) }
+    $before = Agent
     Run 'taskkill.exe' @('/f', '/pid', $before) | Out-Null
-    Check 'another process answers' (Until {
-            $now = (Get-CimInstance Win32_Service -Filter "Name='jitgate'").ProcessId
-            ($now -ne 0) -and ($now -ne $before) -and (Answers)
-        })
+    Check 'another process answers' (Another $before)
+    $before = Agent
+    Add-Type -Namespace Jitgate -Name Native -MemberDefinition '[DllImport("ntdll.dll")] public static extern int NtSuspendProcess(IntPtr process);'
+    Check 'it is suspended' ([Jitgate.Native]::NtSuspendProcess((Get-Process -Id $before).Handle) -eq 0)
+    Check 'the watchdog ended it, and another process answers' ((Another $before) -or (Another $before))
 
     Step 'Documents' 'trust and policy in force; what everybody may write, and what is a link, is refused, and what was in force stays'
     New-Item -ItemType Directory -Force $work | Out-Null
