@@ -5,9 +5,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -272,6 +275,33 @@ func TestNoRedirect(t *testing.T) {
 	defer tr.close()
 	if _, err := tr.call(t.Context(), http.MethodPost, uplink.PathEnroll, []byte("secret"), 100); !isStatus(err, http.StatusTemporaryRedirect) || away {
 		t.Errorf("%v, %v", err, away)
+	}
+}
+
+// A control plane that has no room for a host is told of in words that lead
+// somewhere; one that is somebody else is not.
+func TestNoRoom(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.NotFoundHandler())
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, errors.New("full") }}
+	s.StartTLS()
+	defer s.Close()
+	ask := func() error {
+		tr, err := newTransport(s.URL, "", x509.NewCertPool(), nil, way{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tr.close()
+		_, err = tr.call(t.Context(), http.MethodGet, uplink.PathEnroll, nil, 100)
+		return err
+	}
+	const words = "takes no more hosts at present"
+	if err := ask(); err == nil || !strings.Contains(err.Error(), words) || !strings.Contains(err.Error(), "internal error") {
+		t.Errorf("no room: %v", err)
+	}
+	s.TLS.GetConfigForClient = nil
+	if err := ask(); err == nil || strings.Contains(err.Error(), words) {
+		t.Errorf("a stranger: %v", err)
 	}
 }
 

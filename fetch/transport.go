@@ -116,9 +116,21 @@ func (t *transport) dial(ctx context.Context, network, addr string) (net.Conn, e
 		if err = secured.HandshakeContext(within); err == nil {
 			return secured, nil
 		}
+		err = explained(err)
 	}
 	conn.Close()
 	return nil, err
+}
+
+// explained says what a control plane means by the one alert it can end a
+// handshake with before it has looked at a certificate. crypto/tls has no type
+// for alerts that came over TCP.
+func explained(err error) error {
+	var remote *net.OpError
+	if errors.As(err, &remote) && remote.Op == "remote error" && remote.Err.Error() == "tls: internal error" {
+		return fmt.Errorf("the control plane takes no more hosts at present, and its log says why: %w", err)
+	}
+	return err
 }
 
 // connect asks an HTTP proxy for a tunnel.
