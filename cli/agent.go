@@ -43,10 +43,10 @@ agent reload does.`,
 				if err != nil {
 					return err
 				}
-				defer a.Backend.Close()
 				supervisor, unsupervised := service.supervisor(a.Log)
-				defer unsupervised()
+				defer unsupervised() // last: what ends may stand still too
 				a.Supervisor = supervisor
+				defer a.Backend.Close()
 				defer toJournal(a)()
 				return runUntil(ctx, a, ready)
 			})

@@ -317,9 +317,9 @@ func TestWineInstaller(t *testing.T) {
 	onWine(t, func() { installation(t, made) })
 }
 
-func installation(t *testing.T, installers string) {
+func installation(t *testing.T, made string) {
 	w := newWine(t, nil)
-	if err := os.CopyFS(w.files, os.DirFS(installers)); err != nil {
+	if err := os.CopyFS(w.files, os.DirFS(made)); err != nil {
 		t.Fatal(err)
 	}
 	before := w.traces()
