@@ -80,15 +80,15 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	defer heads.Stop()
 	a.tellHead(ctx)
 	for {
-		a.Supervisor.alive()
+		a.Supervisor.Alive()
 		next := a.next
 		// Whoever was let in connects now; that it comes from elsewhere is to be
 		// told while somebody waits.
 		if glance := a.opened.Add(knockEvery + time.Second); a.opened != 0 && a.Clock.Boot() < glance {
 			next = min(next, glance)
 		}
-		if within := a.Supervisor.Within; within > 0 {
-			next = min(next, a.Clock.Boot().Add(within/3))
+		if pace := a.Supervisor.Pace(); pace > 0 {
+			next = min(next, a.Clock.Boot().Add(pace))
 		}
 		if err := wake.set(next); err != nil {
 			return err

@@ -43,7 +43,7 @@ agent reload does.`,
 				if err != nil {
 					return err
 				}
-				supervisor, unsupervised := service.supervisor(a.Log)
+				supervisor, unsupervised := service.supervisor(agentService, a.Log)
 				defer unsupervised() // last: what ends may stand still too
 				a.Supervisor = supervisor
 				defer a.Backend.Close()

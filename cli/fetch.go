@@ -65,9 +65,12 @@ func fetchUntil(ctx context.Context, c *cobra.Command, config, level string, ser
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	supervisor, unsupervised := service.supervisor(fetchService, log)
+	defer unsupervised()
 	return fetch.New(fetch.Config{
 		URL: settings.Control.URL, CA: settings.Control.CA, IdentityDir: settings.Control.IdentityDir, Proxy: settings.Control.Proxy,
 		Fallback: settings.Control.Fallback, PollInterval: settings.Control.PollInterval,
 		InboxDir: settings.InboxDir, Socket: settings.Socket, Version: version, Log: log,
+		Alive: supervisor.Alive, AlivePace: supervisor.Pace(),
 	}).Run(ctx)
 }

@@ -85,6 +85,7 @@ source, for a bounded time, when a signed grant says so.`,
 		newTrust(), newSign(), newGrant(), newInspect(), newVerify(),
 		newPolicy(), newLogin(), newLogout(), newContext(), newVM(), newRequest(), newRequests(), newActivity(), newSSH(), newSSHConfig(), newHold(), newRDP(),
 		newVersion())
+	root.AddCommand(hostCommands()...)
 	return root
 }
 

@@ -42,8 +42,8 @@ func (asService) run(ctx context.Context, name string, f func(ctx context.Contex
 	return errors.Join(s.Run(), p.err)
 }
 
-// supervisor is who wants to hear that the agent is alive, and what ends that.
-func (asService) supervisor(hclog.Logger) (agent.Supervisor, func()) {
+// supervisor is who wants to hear that a service is alive, and what ends that.
+func (asService) supervisor(string, hclog.Logger) (agent.Supervisor, func()) {
 	return agent.Supervised(), func() {}
 }
 
@@ -93,3 +93,6 @@ const elevate = "run this as root"
 
 // agentCommands are the commands of the agent that this platform has more.
 func agentCommands() []*cobra.Command { return nil }
+
+// hostCommands are other commands that this platform has more.
+func hostCommands() []*cobra.Command { return nil }

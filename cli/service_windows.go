@@ -61,10 +61,10 @@ func (s asService) run(ctx context.Context, name string, f func(ctx context.Cont
 	return work.err
 }
 
-// supervisor is who wants to hear that the agent is alive: as a service a process
-// that ends it where it stands still, so that its openings go with it and the
+// supervisor is who wants to hear that a service is alive: a process beside it that
+// ends it where it stands still, so that an agent's openings go with it and the
 // service manager starts it again. The second result ends that process.
-func (s asService) supervisor(log hclog.Logger) (agent.Supervisor, func()) {
+func (s asService) supervisor(name string, log hclog.Logger) (agent.Supervisor, func()) {
 	if !s.set {
 		return agent.Supervisor{}, func() {}
 	}
@@ -74,18 +74,18 @@ func (s asService) supervisor(log hclog.Logger) (agent.Supervisor, func()) {
 		warn(err)
 		return agent.Supervisor{}, func() {}
 	}
-	alive, stop := watchdog.Start(context.Background(), warn, program, "agent", "watchdog")
+	alive, stop := watchdog.Start(context.Background(), warn, program, "watchdog", name)
 	return agent.Supervisor{Tell: func(string) { alive() }, Within: watchdog.Within}, stop
 }
 
-// newAgentWatchdog is what a service starts beside itself.
-func newAgentWatchdog() *cobra.Command {
+// newWatchdog is what a service starts beside itself.
+func newWatchdog() *cobra.Command {
 	return &cobra.Command{
-		Use:    "watchdog",
-		Short:  "End the agent that started this where it stands still",
-		Args:   usage.Args(0, 0, "no argument"),
-		Hidden: true, // the agent starts it, and speaks to it alone
-		RunE: func(c *cobra.Command, _ []string) error {
+		Use:    "watchdog SERVICE",
+		Short:  "End the service that started this where it stands still",
+		Args:   usage.Args(1, 1, "the service's name"),
+		Hidden: true, // services start it, and speak to it alone
+		RunE: func(c *cobra.Command, args []string) error {
 			watched, err := os.FindProcess(os.Getppid())
 			if err != nil {
 				return err
@@ -93,7 +93,7 @@ func newAgentWatchdog() *cobra.Command {
 			return watchdog.Watch(c.InOrStdin(), func() error {
 				err := watched.Kill() // first: what tells of it may stand still too
 				if err == nil {
-					say(fmt.Errorf("the agent said nothing for %s and was ended; what it had opened is closed, and the service manager starts it again", watchdog.Within))
+					say(fmt.Errorf("the service %s said nothing for %s and was ended: the service manager starts it again", args[0], watchdog.Within))
 				}
 				return err
 			})
@@ -164,9 +164,10 @@ func systemLog(say func(what string, err error), instead func(audit.Entry)) *aud
 }
 
 // agentCommands are the commands of the agent that this platform has more.
-func agentCommands() []*cobra.Command {
-	return []*cobra.Command{newAgentSetup(), newAgentRemove(), newAgentWatchdog()}
-}
+func agentCommands() []*cobra.Command { return []*cobra.Command{newAgentSetup(), newAgentRemove()} }
+
+// hostCommands are other commands that this platform has more.
+func hostCommands() []*cobra.Command { return []*cobra.Command{newWatchdog()} }
 
 // elevate says how a command gets the rights that it lacks.
 const elevate = "run this in a prompt opened as administrator"

@@ -253,9 +253,12 @@ func (m *installed) flood(w way) (stop func()) {
 }
 
 // agent is the main process of the service.
-func (m *installed) agent() string {
+func (m *installed) agent() string { m.t.Helper(); return m.process("jitgate") }
+
+// process is the main process of a service.
+func (m *installed) process(service string) string {
 	m.t.Helper()
-	return strings.TrimSpace(m.run("systemctl", "show", "--value", "--property=MainPID", "jitgate"))
+	return strings.TrimSpace(m.run("systemctl", "show", "--value", "--property=MainPID", service))
 }
 
 // runsAgain waits until another process than pid guards.
@@ -613,7 +616,7 @@ func TestInstalledFetcher(t *testing.T) {
 	if out := m.run("stat", "-c", "%U %a", "/var/lib/jitgate/inbox", "/var/lib/jitgate/inbox/policy.json", "/var/lib/jitgate/state"); out != "jitgate-fetch 755\njitgate-fetch 644\njitgate 700\n" {
 		t.Errorf("inbox, a document and the state belong to\n%s", out)
 	}
-	pid := strings.TrimSpace(m.run("systemctl", "show", "--value", "--property=MainPID", "jitgate-fetch"))
+	pid := m.process("jitgate-fetch")
 	process := m.read("/proc/" + pid + "/status")
 	for _, want := range []string{"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"} {
 		if !strings.Contains(process, want) {
@@ -625,6 +628,21 @@ func TestInstalledFetcher(t *testing.T) {
 	m.run(append(inside, "test", "-S", "/run/jitgate/agent.sock")...)
 	m.fails("", append(inside, "ls", "/var/lib/jitgate/state/mark.json")...)
 	m.fails("", append(inside, "touch", "/etc/jitgate/agent.toml")...)
+
+	// One that stands still is killed by its watchdog.
+	m.run("mkdir", "-p", "/etc/systemd/system/jitgate-fetch.service.d")
+	m.write("/etc/systemd/system/jitgate-fetch.service.d/test.conf", "[Service]\nWatchdogSec=3\n")
+	m.run("systemctl", "daemon-reload")
+	m.run("systemctl", "restart", "jitgate-fetch")
+	pid = m.process("jitgate-fetch")
+	time.Sleep(5 * time.Second)
+	if now := m.process("jitgate-fetch"); now != pid {
+		t.Errorf("it was killed, and did not stand still: process %s is %s", pid, now)
+	}
+	m.run("kill", "-STOP", pid)
+	until(t, patienceToBoot, "another fetcher should run", func() bool { now := m.process("jitgate-fetch"); return now != pid && now != "0" })
+	m.run("rm", "-r", "/etc/systemd/system/jitgate-fetch.service.d")
+	m.run("systemctl", "daemon-reload")
 
 	// A reboot brings all of it back.
 	m.reboot()

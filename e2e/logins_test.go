@@ -147,7 +147,7 @@ func TestBesideTheAgent(t *testing.T) {
 		if out, _ := m.try(as("jitgate-fetch", "timeout", "5", "jitgate", "agent", "logins")...); !strings.Contains(out, "only root may ask that") {
 			t.Errorf("the fetcher tells of logins: %s", out)
 		}
-		pid := strings.TrimSpace(m.run("systemctl", "show", "--value", "--property=MainPID", "jitgate-logins"))
+		pid := m.process("jitgate-logins")
 		process := m.read("/proc/" + pid + "/status")
 		for _, want := range []string{"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
 			if !strings.Contains(process, want) {

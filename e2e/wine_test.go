@@ -354,15 +354,17 @@ func installation(t *testing.T, made string) {
 
 	// Standing still it is ended, and the service manager learns of it (Wine's
 	// restarts nothing). Wine has a process run until the kernel lets it end.
-	agents, watchdogs := w.processes("agent run"), w.processes("agent watchdog")
-	if len(agents) != 1 || len(watchdogs) != 1 {
-		t.Fatalf("%d agents and %d watchdogs", len(agents), len(watchdogs))
+	services := slices.Concat(w.processes("agent run"), w.processes("fetch"))
+	if dogs := w.processes("watchdog"); len(services) != 2 || len(dogs) != 2 {
+		t.Fatalf("%d services and %d watchdogs", len(services), len(dogs))
 	}
-	w.run("kill -STOP " + agents[0])
+	w.run("kill -STOP " + strings.Join(services, " "))
 	w.service("jitgate", "STOPPED")
-	w.run("kill -KILL " + agents[0])
-	until(t, patienceWithWine, "the watchdog should end too", func() bool { return len(w.processes("agent watchdog")) == 0 })
+	w.service("jitgate-fetch", "STOPPED")
+	w.run("kill -KILL " + strings.Join(services, " "))
+	until(t, patienceWithWine, "the watchdogs should end too", func() bool { return len(w.processes("watchdog")) == 0 })
 	w.run("$W net start jitgate")
+	w.run("$W net start jitgate-fetch")
 	if now := w.agent(); now.Install != s.Install {
 		t.Errorf("after it stood still: %+v", now)
 	}

@@ -45,6 +45,10 @@ type Config struct {
 	Socket       string // the agent's
 	Version      string // of this program
 	Log          hclog.Logger
+	// Alive, if not nil, is called every AlivePace: the fetcher does not stand
+	// still.
+	Alive     func()
+	AlivePace time.Duration
 	// Host takes the place of IdentityDir, InboxDir and Socket, and of the
 	// network; nil: this machine has them. It is for whoever keeps many hosts in
 	// one process.
@@ -109,6 +113,9 @@ func New(c Config) *Fetcher {
 func (f *Fetcher) Run(ctx context.Context) error {
 	var all sync.WaitGroup
 	all.Go(func() { f.observe(ctx) })
+	if f.Alive != nil && f.AlivePace > 0 {
+		all.Go(func() { f.sayAlive(ctx) })
+	}
 	if len(f.Fallback) > 0 {
 		all.Go(func() { f.lookAtPlain(ctx) })
 	}
@@ -117,6 +124,23 @@ func (f *Fetcher) Run(ctx context.Context) error {
 	}
 	all.Wait()
 	return nil
+}
+
+// sayAlive says that the process runs and that f.mu is free, which all of the
+// fetcher needs. What it waits for beyond that has an end of its own, or is a disk,
+// for which the next one would wait too.
+func (f *Fetcher) sayAlive(ctx context.Context) {
+	pace := time.NewTicker(f.AlivePace)
+	defer pace.Stop()
+	for {
+		f.isReached()
+		f.Alive()
+		select {
+		case <-ctx.Done():
+			return
+		case <-pace.C:
+		}
+	}
 }
 
 // keepLine connects, again and again.

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -303,6 +304,30 @@ func TestNoRoom(t *testing.T) {
 	if err := ask(); err == nil || strings.Contains(err.Error(), words) {
 		t.Errorf("a stranger: %v", err)
 	}
+}
+
+// A fetcher says that it is alive, and does not while nobody gets its lock.
+func TestSaysAlive(t *testing.T) {
+	var said atomic.Int64
+	f := New(Config{Log: hclog.NewNullLogger(), Alive: func() { said.Add(1) }, AlivePace: time.Millisecond})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan struct{})
+	go func() { f.sayAlive(ctx); close(ended) }()
+	for end := time.Now().Add(30 * time.Second); said.Load() < 5; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it said so %d times", said.Load())
+		}
+	}
+	f.mu.Lock()
+	before := said.Load()
+	time.Sleep(100 * time.Millisecond)
+	if more := said.Load() - before; more > 1 { // it may just have had the lock
+		t.Errorf("it said so %d times, and nobody got its lock", more)
+	}
+	f.mu.Unlock()
+	cancel()
+	<-ended
 }
 
 func TestCheckURL(t *testing.T) {
