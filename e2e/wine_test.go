@@ -352,7 +352,7 @@ func installation(t *testing.T, made string) {
 		t.Errorf("an agent with no firewall says that it is in mode %s", s.Mode)
 	}
 
-	// Standing still it is ended, and the service manager learns of it (Wine's
+	// Standing still a service is ended, and the service manager learns of it (Wine's
 	// restarts nothing). Wine has a process run until the kernel lets it end.
 	services := slices.Concat(w.processes("agent run"), w.processes("fetch"))
 	if dogs := w.processes("watchdog"); len(services) != 2 || len(dogs) != 2 {
