@@ -74,7 +74,7 @@ func (s asService) supervisor(name string, log hclog.Logger) (agent.Supervisor, 
 		warn(err)
 		return agent.Supervisor{}, func() {}
 	}
-	alive, stop := watchdog.Start(context.Background(), warn, program, "watchdog", name)
+	alive, stop := watchdog.Start(warn, program, "watchdog", name)
 	return agent.Supervisor{Tell: func(string) { alive() }, Within: watchdog.Within}, stop
 }
 

@@ -261,10 +261,32 @@ func (m *installed) process(service string) string {
 	return strings.TrimSpace(m.run("systemctl", "show", "--value", "--property=MainPID", service))
 }
 
+// replaced waits until a service has another process than pid.
+func (m *installed) replaced(service, pid string) {
+	m.t.Helper()
+	until(m.t, patienceToBoot, service+" should run again", func() bool { now := m.process(service); return now != pid && now != "0" })
+}
+
+// impatient has the watchdog of a service wait for 3 s, and returns its process.
+// patient takes that back.
+func (m *installed) impatient(service string) (pid string, patient func()) {
+	m.t.Helper()
+	dir := "/etc/systemd/system/" + service + ".service.d"
+	m.run("mkdir", "-p", dir)
+	m.write(dir+"/test.conf", "[Service]\nWatchdogSec=3\n")
+	m.run("systemctl", "daemon-reload")
+	m.run("systemctl", "restart", service)
+	return m.process(service), func() {
+		m.t.Helper()
+		m.run("rm", "-r", dir)
+		m.run("systemctl", "daemon-reload")
+	}
+}
+
 // runsAgain waits until another process than pid guards.
 func (m *installed) runsAgain(pid string) {
 	m.t.Helper()
-	until(m.t, patienceToBoot, "the agent should run again", func() bool { now := m.agent(); return now != pid && now != "0" })
+	m.replaced("jitgate", pid)
 	m.becomes("the agent should guard again", func(s status) bool { return s.Intact && s.Problem == "" })
 }
 
@@ -324,16 +346,11 @@ func TestInstalled(t *testing.T) {
 	m.runsAgain(pid)
 	same("killed, and back")
 	// One that hangs is killed by its watchdog.
-	m.run("mkdir", "-p", "/etc/systemd/system/jitgate.service.d")
-	m.write("/etc/systemd/system/jitgate.service.d/test.conf", "[Service]\nWatchdogSec=3\n")
-	m.run("systemctl", "daemon-reload")
-	m.run("systemctl", "restart", "jitgate")
-	pid = m.agent()
+	pid, patient := m.impatient("jitgate")
 	m.run("kill", "-STOP", pid)
 	same("hung")
 	m.runsAgain(pid)
-	m.run("rm", "-r", "/etc/systemd/system/jitgate.service.d")
-	m.run("systemctl", "daemon-reload")
+	patient()
 	same("hung, and back")
 
 	// Settings that are wrong are refused with the line, those in force stay.
@@ -630,19 +647,14 @@ func TestInstalledFetcher(t *testing.T) {
 	m.fails("", append(inside, "touch", "/etc/jitgate/agent.toml")...)
 
 	// One that stands still is killed by its watchdog.
-	m.run("mkdir", "-p", "/etc/systemd/system/jitgate-fetch.service.d")
-	m.write("/etc/systemd/system/jitgate-fetch.service.d/test.conf", "[Service]\nWatchdogSec=3\n")
-	m.run("systemctl", "daemon-reload")
-	m.run("systemctl", "restart", "jitgate-fetch")
-	pid = m.process("jitgate-fetch")
+	pid, patient := m.impatient("jitgate-fetch")
 	time.Sleep(5 * time.Second)
 	if now := m.process("jitgate-fetch"); now != pid {
 		t.Errorf("it was killed, and did not stand still: process %s is %s", pid, now)
 	}
 	m.run("kill", "-STOP", pid)
-	until(t, patienceToBoot, "another fetcher should run", func() bool { now := m.process("jitgate-fetch"); return now != pid && now != "0" })
-	m.run("rm", "-r", "/etc/systemd/system/jitgate-fetch.service.d")
-	m.run("systemctl", "daemon-reload")
+	m.replaced("jitgate-fetch", pid)
+	patient()
 
 	// A reboot brings all of it back.
 	m.reboot()

@@ -45,8 +45,8 @@ type Config struct {
 	Socket       string // the agent's
 	Version      string // of this program
 	Log          hclog.Logger
-	// Alive, if not nil, is called every AlivePace: the fetcher does not stand
-	// still.
+	// Alive is called every AlivePace, if that is not zero: the fetcher does not
+	// stand still.
 	Alive     func()
 	AlivePace time.Duration
 	// Host takes the place of IdentityDir, InboxDir and Socket, and of the
@@ -113,7 +113,7 @@ func New(c Config) *Fetcher {
 func (f *Fetcher) Run(ctx context.Context) error {
 	var all sync.WaitGroup
 	all.Go(func() { f.observe(ctx) })
-	if f.Alive != nil && f.AlivePace > 0 {
+	if f.AlivePace > 0 {
 		all.Go(func() { f.sayAlive(ctx) })
 	}
 	if len(f.Fallback) > 0 {

@@ -1,7 +1,6 @@
 package watchdog
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -52,7 +51,7 @@ func TestMain(m *testing.M) {
 
 func live() error {
 	os.Setenv(role, roleWatchdog)
-	alive, stop := Start(context.Background(), func(err error) { fmt.Fprintln(os.Stderr, err) }, os.Args[0])
+	alive, stop := Start(func(err error) { fmt.Fprintln(os.Stderr, err) }, os.Args[0])
 	over := make(chan error, 1)
 	go func() { _, err := io.Copy(io.Discard, os.Stdin); over <- err }()
 	for {
@@ -170,20 +169,20 @@ func TestStartedAgain(t *testing.T) {
 func TestBadWatchdogs(t *testing.T) {
 	t.Setenv(role, roleBroken)
 	told := make(chan error, 1)
-	_, stop := Start(t.Context(), func(err error) { told <- err }, os.Args[0])
+	_, stop := Start(func(err error) { told <- err }, os.Args[0])
 	if err := <-told; !strings.Contains(err.Error(), "exit status 3") {
 		t.Errorf("of a watchdog that ends there is told: %v", err)
 	}
 	stop()
 
-	_, stop = Start(t.Context(), func(err error) { told <- err }, os.Args[0]+".none")
+	_, stop = Start(func(err error) { told <- err }, os.Args[0]+".none")
 	if err := <-told; !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("of a watchdog that is not there there is told: %v", err)
 	}
 	stop()
 
 	os.Setenv(role, roleDeaf)
-	alive, stop := Start(t.Context(), func(err error) { told <- err }, os.Args[0])
+	alive, stop := Start(func(err error) { told <- err }, os.Args[0])
 	dog := child(t, os.Getpid(), "")
 	for range 100_000 { // more than a pipe holds
 		alive()

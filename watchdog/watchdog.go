@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,20 +24,21 @@ import (
 const Within = time.Minute
 
 // looks are what Within is counted in, so that a machine that slept, or had no
-// time for either process, has one more of them behind it and not all. The next
-// one ends a process: from Within to a quarter more after its last word.
+// time for either process, has one more of them behind it and not all. So many in
+// a row that heard nothing, after one that did, end a process: from Within to a
+// quarter more after its last word.
 const looks = 4
 
 // startAgainAfter is how long a process goes unwatched whose watchdog ended.
 const startAgainAfter = 10 * time.Second
 
 // Start has this process watched by a command, which is to call Watch on its
-// standard input. alive says that this one does not stand still; watched is from
-// the first time on. It never waits. A watchdog that ends is told of, and started
-// again. stop ends it, and waits until it is gone, so that nothing holds its
-// program.
-func Start(ctx context.Context, say func(error), name string, args ...string) (alive, stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
+// standard input. alive says that this one does not stand still, and never waits;
+// it is watched from the first time on. A watchdog that ends is told of, and
+// started again. stop ends it, and waits until it is gone, so that nothing holds
+// its program.
+func Start(say func(error), name string, args ...string) (alive, stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
 	said, done := make(chan struct{}, 1), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -66,7 +68,6 @@ const patience = 5 * time.Second
 // ended before ctx did.
 func keep(ctx context.Context, said <-chan struct{}, dog *exec.Cmd) error {
 	hide(dog)
-	dog.WaitDelay = patience
 	words, err := dog.StdinPipe()
 	if err != nil {
 		return err
@@ -122,37 +123,32 @@ func Watch(words io.Reader, end func() error) error {
 }
 
 func watch(words io.Reader, look <-chan time.Time, end func() error) error {
-	heard, gone := make(chan struct{}, 1), make(chan struct{})
+	var heard atomic.Bool // since the last look
+	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
 		for b := make([]byte, 64); ; {
 			n, err := words.Read(b)
 			if n > 0 {
-				select {
-				case heard <- struct{}{}:
-				default:
-				}
+				heard.Store(true)
 			}
 			if err != nil {
 				return
 			}
 		}
 	}()
-	var begun bool
-	for silent := 0; ; {
+	begun, silent := false, 0
+	for {
 		select {
-		case <-heard:
-			begun, silent = true, 0
-			continue
 		case <-gone:
 			return nil
 		case <-look:
 		}
-		select {
-		case <-heard: // what was said comes before a look that came with it
+		switch {
+		case heard.Swap(false):
 			begun, silent = true, 0
-		default:
-			if silent++; begun && silent > looks {
+		case begun:
+			if silent++; silent == looks {
 				return end()
 			}
 		}

@@ -122,35 +122,46 @@ func TestProxyRefuses(t *testing.T) {
 	h.identity()
 }
 
-// breaksWebSockets stands before a Line like a proxy that knows none.
-type breaksWebSockets struct {
+// inFront stands before a Line, has its way with attempts at a WebSocket, and
+// counts them and the polls.
+type inFront struct {
 	http.Handler
+	upgrade         func(nth int64, r *http.Request)
 	upgrades, polls atomic.Int64
 }
 
-func (b *breaksWebSockets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (f *inFront) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Upgrade") != "" {
-		b.upgrades.Add(1)
-		r.Header.Del("Upgrade")
-		r.Header.Del("Connection")
+		f.upgrade(f.upgrades.Add(1), r)
 	}
 	if r.URL.Path == uplink.PathPoll {
-		b.polls.Add(1)
+		f.polls.Add(1)
 	}
-	b.Handler.ServeHTTP(w, r)
+	f.Handler.ServeHTTP(w, r)
 }
 
-// Where no WebSocket gets through the host polls: it gets documents as soon as
-// they are there, and its record goes up.
-func TestPoll(t *testing.T) {
+// behind is a world whose Line has such a one in front, and a host that fetches
+// from it.
+func behind(t *testing.T, upgrade func(nth int64, r *http.Request)) (*world, *host, *inFront) {
+	t.Helper()
 	w := newWorld(t)
-	broken := &breaksWebSockets{Handler: w.server.Config.Handler}
-	w.server.Config.Handler = broken
+	front := &inFront{Handler: w.server.Config.Handler, upgrade: upgrade}
+	w.server.Config.Handler = front
 	h := w.host("web1")
 	h.mustEnroll(w)
 	w.policyOf(h.vm, 1)
 	h.run()
 	h.fetching()
+	return w, h, front
+}
+
+// Where no WebSocket gets through the host polls: it gets documents as soon as
+// they are there, and its record goes up.
+func TestPoll(t *testing.T) {
+	w, h, proxy := behind(t, func(_ int64, r *http.Request) { // like a proxy that knows none
+		r.Header.Del("Upgrade")
+		r.Header.Del("Connection")
+	})
 	within(t, 10*time.Second, "the policy is in force", func() bool { return h.versions()[1] == 1 })
 	w.initiating(h.vm, "g1")
 	begun := time.Now()
@@ -161,27 +172,9 @@ func TestPoll(t *testing.T) {
 	}
 	within(t, 10*time.Second, "the request is Initiated", func() bool { return w.port("g1").Status == control.Initiated })
 	within(t, 10*time.Second, "the record is here", func() bool { return len(w.activity("grant.opened")) == 1 })
-	if broken.upgrades.Load() != 1 || broken.polls.Load() < 2 || broken.polls.Load() > 40 {
-		t.Errorf("%d upgrades, %d polls", broken.upgrades.Load(), broken.polls.Load())
+	if proxy.upgrades.Load() != 1 || proxy.polls.Load() < 2 || proxy.polls.Load() > 40 {
+		t.Errorf("%d upgrades, %d polls", proxy.upgrades.Load(), proxy.polls.Load())
 	}
-}
-
-// cutsWebSockets stands before a Line and ends so many attempts at a WebSocket
-// without an answer.
-type cutsWebSockets struct {
-	http.Handler
-	cuts            int64
-	upgrades, polls atomic.Int64
-}
-
-func (c *cutsWebSockets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	switch {
-	case r.Header.Get("Upgrade") != "" && c.upgrades.Add(1) <= c.cuts:
-		panic(http.ErrAbortHandler)
-	case r.URL.Path == uplink.PathPoll:
-		c.polls.Add(1)
-	}
-	c.Handler.ServeHTTP(w, r)
 }
 
 // An attempt at a WebSocket that ends without an answer may mean that the server
@@ -189,14 +182,11 @@ func (c *cutsWebSockets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func TestUpgradeUnanswered(t *testing.T) {
 	for cuts, polls := range map[int64]bool{1: false, 1000: true} {
 		t.Run(fmt.Sprint(cuts), func(t *testing.T) {
-			w := newWorld(t)
-			cut := &cutsWebSockets{Handler: w.server.Config.Handler, cuts: cuts}
-			w.server.Config.Handler = cut
-			h := w.host("web1")
-			h.mustEnroll(w)
-			w.policyOf(h.vm, 1)
-			h.run()
-			h.fetching()
+			_, h, cut := behind(t, func(nth int64, _ *http.Request) {
+				if nth <= cuts {
+					panic(http.ErrAbortHandler)
+				}
+			})
 			within(t, 15*time.Second, "the policy is in force", func() bool { return h.versions()[1] == 1 })
 			if cut.upgrades.Load() != 2 || cut.polls.Load() > 0 != polls {
 				t.Errorf("%d upgrades, %d polls", cut.upgrades.Load(), cut.polls.Load())
