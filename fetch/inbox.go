@@ -93,18 +93,23 @@ func (b *inbox) read() {
 	}
 }
 
-// parse is parseItem, which is spared what was there at the last look.
+// parse is parseItem, which is spared what was there at the last look, or was
+// delivered since.
 func (b *inbox) parse(t policy.Type, raw []byte) (item, error) {
 	sum := sha256.Sum256(raw)
 	if k, ok := b.known[t]; ok && k.sum == sum {
 		return k.item, k.err
 	}
 	i, err := parseItem(raw)
+	b.know(t, fingerprint{sum, i, err})
+	return i, err
+}
+
+func (b *inbox) know(t policy.Type, k fingerprint) {
 	if b.known == nil {
 		b.known = map[policy.Type]fingerprint{}
 	}
-	b.known[t] = fingerprint{sum, i, err}
-	return i, err
+	b.known[t] = k
 }
 
 // errOld is returned for what is not newer than what lies there.
@@ -138,5 +143,6 @@ func (b *inbox) deliver(want policy.Type, raw []byte) (item, error) {
 		return i, writeError{err}
 	}
 	b.lies[want] = i
+	b.know(want, fingerprint{sha256.Sum256(raw), i, nil})
 	return i, nil
 }
