@@ -75,24 +75,36 @@ func newBusy(b *testing.B, machines int) *busy {
 
 func (w *busy) policy(n int) control.PolicyID { return policyID(fmt.Sprintf("p%d", n/ofOnePolicy)) }
 
-func (w *busy) initiate(b *testing.B) (control.VMID, control.Request) {
+// initiate asks for access to so many machines of a policy.
+func (w *busy) initiate(b *testing.B, machines int) control.Request {
 	n := (w.n * 7919) % len(w.vms)
+	first := n / ofOnePolicy * ofOnePolicy
 	w.n++
-	r, err := w.Initiate(b.Context(), w.who, w.policy(n), control.InitiateInput{VMs: []control.InitiateVM{{ID: w.vms[n].String(), Ports: []control.InitiatePort{
-		{Number: 22, Prefixes: control.Prefixes{One: netip.AddrFrom4([4]byte{10, byte(w.n >> 16), byte(w.n >> 8), byte(w.n)}).String()}, Duration: "PT1H"}}}}})
+	source := netip.AddrFrom4([4]byte{10, byte(w.n >> 16), byte(w.n >> 8), byte(w.n)}).String()
+	var in control.InitiateInput
+	for i := range machines {
+		vm := w.vms[first+(n+7*i)%ofOnePolicy]
+		in.VMs = append(in.VMs, control.InitiateVM{ID: vm.String(), Ports: []control.InitiatePort{{Number: 22, Prefixes: control.Prefixes{One: source}, Duration: "PT1H"}}})
+	}
+	r, err := w.Initiate(b.Context(), w.who, w.policy(n), in)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return w.vms[n], r
+	return r
 }
 
-// report is what an agent says once it has opened a port.
-func (w *busy) report(b *testing.B, vm control.VMID, r control.Request) {
+// report is what each agent says once it has opened its port.
+func (w *busy) report(b *testing.B, r control.Request) {
+	for _, vm := range r.VMs {
+		w.reportOne(b, vm.ID, vm.Ports[0].GrantID)
+	}
+}
+
+func (w *busy) reportOne(b *testing.B, vm control.VMID, grant string) {
 	head := w.line[vm.Key()]
 	if head == (uplink.Head{}) {
 		head.Hash = uplink.Genesis
 	}
-	grant := r.VMs[0].Ports[0].GrantID
 	var lines [][]byte
 	for _, event := range []string{"document.admitted", "grant.opening", "grant.opened"} {
 		text := fmt.Appendf(nil, `{"seq":%d,"prev":%q,"time":%q,"event":%q,"grant":%q,"document":"grants","version":%d}`, head.Seq+1, head.Hash, time.Now().UTC().Format(time.RFC3339Nano), event, grant, 2+len(w.open[vm.Key()]))
@@ -129,13 +141,25 @@ func measured(b *testing.B, f func()) {
 // BenchmarkInitiate is a request for access to one of a thousand machines.
 func BenchmarkInitiate(b *testing.B) {
 	w := newBusy(b, 1000)
-	measured(b, func() { w.initiate(b) })
+	measured(b, func() { w.initiate(b, 1) })
 }
 
 // BenchmarkGrant is the same, with the report that the port is open.
 func BenchmarkGrant(b *testing.B) {
 	w := newBusy(b, 1000)
-	measured(b, func() { vm, r := w.initiate(b); w.report(b, vm, r) })
+	measured(b, func() { w.report(b, w.initiate(b, 1)) })
+}
+
+// BenchmarkGrants is a request for access to ten machines, with their reports.
+func BenchmarkGrants(b *testing.B) {
+	w := newBusy(b, 1000)
+	measured(b, func() { w.report(b, w.initiate(b, 10)) })
+}
+
+// BenchmarkInitiateTen is the same without the reports.
+func BenchmarkInitiateTen(b *testing.B) {
+	w := newBusy(b, 1000)
+	measured(b, func() { w.initiate(b, 10) })
 }
 
 // authorityFor makes the authority of the agents.

@@ -129,16 +129,15 @@ func (ed *edit) tell(lines ...Activity) { ed.lines = append(ed.lines, lines...) 
 // signedBy returns the envelope of a payload, signed, as agents take it. In a
 // rehearsal it is empty.
 func (ed *edit) signedBy(signer crypto.Signer, typ policy.Type, payload []byte) (policy.Envelope, error) {
-	if _, err := policy.ParseDocument(typ, payload); err != nil {
-		return policy.Envelope{}, err
-	}
-	key := string(typ) + "\x00" + string(payload)
-	if envelope, ok := ed.signed[key]; ok {
-		return envelope, nil
-	}
 	envelope := policy.Envelope{Type: typ, Payload: payload}
 	if inProcess(signer) {
-		return envelope, envelope.Sign(signer)
+		return envelope, envelope.Sign(signer) // which reads it first
+	}
+	if envelope, ok := ed.signed[string(typ)+"\x00"+string(payload)]; ok {
+		return envelope, nil
+	}
+	if _, err := policy.ParseDocument(typ, payload); err != nil {
+		return policy.Envelope{}, err
 	}
 	ed.unsigned = append(ed.unsigned, envelope)
 	return envelope, nil

@@ -98,16 +98,13 @@ func (ed *edit) readOpen(vms ...VMID) error {
 // never is later than any request.
 var never = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// open are the open requests of a machine, in the order of their ids.
+// open are the open requests of a machine, in the order of their ids. Whoever
+// changes one changes a clone of it.
 func (ed *edit) open(vm VMID) ([]Request, error) {
 	if err := ed.readOpen(vm); err != nil {
 		return nil, err
 	}
-	list := slices.Clone(ed.requests[vm.Key()])
-	for i := range list {
-		list[i] = list[i].clone()
-	}
-	return list, nil
+	return slices.Clone(ed.requests[vm.Key()]), nil
 }
 
 // putRequest writes a request.
@@ -115,7 +112,7 @@ func (ed *edit) putRequest(r Request) error {
 	if err := ed.tx.PutRequest(r); err != nil {
 		return err
 	}
-	ed.noteRequest(r.clone())
+	ed.noteRequest(r.Clone())
 	return nil
 }
 
@@ -139,26 +136,4 @@ func (ed *edit) noteRequest(r Request) {
 		}
 		ed.requests[key] = list
 	}
-}
-
-// clone is a copy that shares nothing with r that is ever changed in place.
-func (r Request) clone() Request {
-	r.VMs = slices.Clone(r.VMs)
-	for i := range r.VMs {
-		ports := slices.Clone(r.VMs[i].Ports)
-		for j := range ports {
-			ports[j].Earlier = slices.Clone(ports[j].Earlier)
-			if ports[j].Outer != nil {
-				outer := *ports[j].Outer
-				ports[j].Outer = &outer
-			}
-		}
-		r.VMs[i].Ports = ports
-	}
-	if r.Approval != nil {
-		approval := *r.Approval
-		approval.Verdicts = slices.Clone(approval.Verdicts)
-		r.Approval = &approval
-	}
-	return r
 }

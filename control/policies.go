@@ -26,6 +26,23 @@ type Policy struct {
 	CreatedBy, ModifiedBy Author
 }
 
+// Clone is a copy that shares nothing with p that could be changed in place.
+func (p Policy) Clone() Policy {
+	p.VMs = slices.Clone(p.VMs)
+	for i := range p.VMs {
+		ports := slices.Clone(p.VMs[i].Ports)
+		for j := range ports {
+			ports[j].Many = slices.Clone(ports[j].Many)
+		}
+		p.VMs[i].Ports = ports
+	}
+	if p.Approval != nil {
+		approval := *p.Approval
+		p.Approval = &approval
+	}
+	return p
+}
+
 // Author is who wrote a policy, as systemData has it.
 type Author struct {
 	Name string `json:"name"`

@@ -54,7 +54,7 @@ func grantsDocument(h policy.Header, epoch uint64, vm VMID, policyVersion uint64
 	}
 	for _, r := range open {
 		for _, v := range r.VMs {
-			if v.ID.Key() != vm.Key() {
+			if !v.ID.same(vm) {
 				continue
 			}
 			for _, p := range v.Ports {

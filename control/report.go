@@ -314,7 +314,7 @@ func (r *received) index(list []Request) {
 	for i := range list {
 		q := &list[i]
 		for v := range q.VMs {
-			if q.VMs[v].ID.Key() != r.vm.ID.Key() {
+			if !q.VMs[v].ID.same(r.vm.ID) {
 				continue
 			}
 			for p := range q.VMs[v].Ports {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"net/netip"
 	"slices"
@@ -55,6 +56,38 @@ type RequestPort struct {
 	Closed  time.Time `json:"closed,omitzero"`
 	Refused string    `json:"refused,omitempty"` // why the agent did not open it, or an edit of the policy closed it
 	Outer   *Layer    `json:"outer,omitempty"`   // the same port at Azure's own JIT; nil: not asked
+}
+
+// Clone is a copy that shares nothing with r that is ever changed in place.
+func (r Request) Clone() Request {
+	r.VMs = slices.Clone(r.VMs)
+	n := 0
+	for _, vm := range r.VMs {
+		n += len(vm.Ports)
+	}
+	all := make([]RequestPort, 0, n)
+	for i := range r.VMs {
+		if r.VMs[i].Ports == nil {
+			continue
+		}
+		all = append(all, r.VMs[i].Ports...)
+		ports := all[len(all)-len(r.VMs[i].Ports) : len(all) : len(all)]
+		for j := range ports {
+			ports[j].Many = slices.Clone(ports[j].Many)
+			ports[j].Earlier = slices.Clone(ports[j].Earlier)
+			if ports[j].Outer != nil {
+				outer := *ports[j].Outer
+				ports[j].Outer = &outer
+			}
+		}
+		r.VMs[i].Ports = ports
+	}
+	if r.Approval != nil {
+		approval := *r.Approval
+		approval.Verdicts = slices.Clone(approval.Verdicts)
+		r.Approval = &approval
+	}
+	return r
 }
 
 // Status is where a port of a request stands. Azure's enum is open; Pending
@@ -455,6 +488,13 @@ func (e *Engine) InitiateVM(ctx context.Context, c Caller, in InitiateInput) (li
 func (ed *edit) initiate(p Policy, asks []asked, justification string) (Request, error) {
 	r := Request{ID: ed.id(), Policy: p.ID, Start: ed.now, Requestor: ed.caller.Name, Principal: ed.caller.ID, Justification: justification, Call: ed.caller.Request}
 	longest := map[*RequestPort]time.Duration{}
+	var vms []VMID
+	for _, a := range asks {
+		vms = append(vms, a.vm)
+	}
+	if err := errors.Join(ed.readVMs(vms...), ed.readOpen(vms...)); err != nil {
+		return r, err
+	}
 	for _, a := range asks {
 		if err := ed.supported(a.vm); err != nil {
 			return r, err
@@ -522,11 +562,12 @@ func (ed *edit) repeated(r Request) (Request, bool, error) {
 		return Request{}, false, err
 	}
 	for _, first := range open {
-		if first.Principal != r.Principal || first.Policy.Key() != r.Policy.Key() {
+		if first.Principal != r.Principal || first.Policy.Key() != r.Policy.Key() || ed.now.Sub(first.Start) >= repeatedWithin {
 			continue
 		}
+		first = first.Clone()
 		first.settle(ed.now)
-		if ed.now.Sub(first.Start) < repeatedWithin && first.repeats(r) {
+		if first.repeats(r) {
 			return first, true, nil
 		}
 	}
@@ -539,7 +580,7 @@ func (r Request) repeats(again Request) bool {
 		return false
 	}
 	for _, v := range r.VMs {
-		i := slices.IndexFunc(again.VMs, func(o RequestVM) bool { return o.ID.Key() == v.ID.Key() })
+		i := slices.IndexFunc(again.VMs, func(o RequestVM) bool { return o.ID.same(v.ID) })
 		if i < 0 || len(again.VMs[i].Ports) != len(v.Ports) {
 			return false
 		}
@@ -577,13 +618,14 @@ func (ed *edit) replace(r *Request) error {
 		ports := r.VMs[i].Ports
 		before := make([][]Term, len(ports))
 		for _, o := range older {
-			if o.Principal != r.Principal || o.ID >= r.ID {
+			if o.Principal != r.Principal || o.ID >= r.ID || !o.replacedBy(vm.ID, ports) {
 				continue
 			}
+			o = o.Clone()
 			changed := o.settle(ed.now)
 			for at, p := range o.eachPort() {
 				n := slices.IndexFunc(ports, func(q RequestPort) bool { return q.Number == p.Number })
-				if at.Key() != vm.ID.Key() || n < 0 || !p.replacedBy(ports[n]) {
+				if n < 0 || !at.same(vm.ID) || !p.replacedBy(ports[n]) {
 					continue
 				}
 				if p.Status != Pending {
@@ -609,6 +651,19 @@ func (ed *edit) replace(r *Request) error {
 		}
 	}
 	return nil
+}
+
+// replacedBy reports whether any of the ports of a newer request, on a machine,
+// may take the place of one of r.
+func (r Request) replacedBy(vm VMID, newer []RequestPort) bool {
+	for _, v := range r.VMs {
+		if v.ID.same(vm) && slices.ContainsFunc(v.Ports, func(p RequestPort) bool {
+			return slices.ContainsFunc(newer, func(n RequestPort) bool { return n.Number == p.Number && p.replacedBy(n) })
+		}) {
+			return true
+		}
+	}
+	return false
 }
 
 // replacedBy reports whether the port of a newer request by the same person

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // VMID is the resource id of a virtual machine:
@@ -70,7 +71,28 @@ func (id VMID) String() string {
 }
 
 // Key is the id in the one spelling ids are compared by.
-func (id VMID) Key() string { return strings.ToLower(id.String()) }
+func (id VMID) Key() string {
+	return lower("/subscriptions/", id.Subscription, "/resourcegroups/", id.Group, "/providers/", id.Kind, "/", id.Name)
+}
+
+// lower is what parts are together, in lower case. Ids are asked for their Key
+// again and again, and are short and ASCII: this allocates the Key and no more.
+func lower(parts ...string) string {
+	var room [256]byte
+	out := room[:0]
+	for _, p := range parts {
+		out = append(out, p...)
+	}
+	for i, c := range out {
+		switch {
+		case c >= utf8.RuneSelf:
+			return strings.ToLower(strings.Join(parts, ""))
+		case 'A' <= c && c <= 'Z':
+			out[i] = c + 'a' - 'A'
+		}
+	}
+	return string(out)
+}
 
 // same reports whether two ids have the same Key.
 func (id VMID) same(o VMID) bool {
@@ -124,7 +146,10 @@ func (id PolicyID) String() string {
 }
 
 // Key is the id in the one spelling ids are compared by.
-func (id PolicyID) Key() string { return strings.ToLower(id.String()) }
+func (id PolicyID) Key() string {
+	return lower("/subscriptions/", id.Subscription, "/resourcegroups/", id.Group,
+		"/providers/microsoft.security/locations/", id.Location, "/jitnetworkaccesspolicies/", id.Name)
+}
 
 // Scope is the policy alone.
 func (id PolicyID) Scope() Scope { return Scope(id.Key()) }

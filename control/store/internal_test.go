@@ -450,36 +450,33 @@ func TestTogetherBrokenDown(t *testing.T) {
 	}
 }
 
-// A policy that was read before is another's own: what one does with it nobody
-// else sees. How many are kept is bounded.
-func TestPoliciesReadLately(t *testing.T) {
-	var c policies
-	text := func(n int) string {
-		return fmt.Sprintf(`{"kind":"%d","virtualMachines":[{"ports":[{"number":22,"allowedSourceAddressPrefixes":["10.0.0.%d","192.0.2.1"]}]}],"approval":{"approvers":1}}`, n, n%250)
-	}
-	first, err := c.decode(text(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	first.Kind, first.VMs[0].PublicIPAddress, first.VMs[0].Ports[0].Number, first.VMs[0].Ports[0].Many[0], first.Approval.Approvers = "x", "x", 1, "x", 9
-	again, err := c.decode(text(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p := again.VMs[0]; again.Kind != "1" || p.PublicIPAddress != "" || p.Ports[0].Number != 22 || p.Ports[0].Many[0] != "10.0.0.1" || again.Approval.Approvers != 1 {
-		t.Errorf("%+v", again)
-	}
-	most := policiesAtMost / len(text(0))
-	for n := range most + 10 {
-		if _, err := c.decode(text(n)); err != nil {
-			t.Fatal(err)
+// How much is kept of what was read is bounded, and what is read again and again
+// stays. What does not read is not kept.
+func TestReadLately(t *testing.T) {
+	var d decoded[control.Policy]
+	text := func(n int) string { return fmt.Sprintf(`{"kind":"%s%06d"}`, strings.Repeat("x", 500), n) }
+	most := decodedAtMost / len(text(0))
+	for n := range 3 * most {
+		for _, n := range []int{n, 0} {
+			if p, err := d.decode(text(n)); err != nil || !strings.HasSuffix(p.Kind, fmt.Sprintf("x%06d", n)) {
+				t.Fatal(p, err)
+			}
+		}
+		if len(d.young) > most || len(d.old) > most || d.size > decodedAtMost {
+			t.Fatalf("%d and %d are kept, %d bytes", len(d.young), len(d.old), d.size)
+		}
+		if _, ok := d.find(text(0)); !ok {
+			t.Fatal("what is read all the time is not kept")
 		}
 	}
-	if len(c.read) > most || len(c.read) == 0 || c.size > policiesAtMost {
-		t.Errorf("%d are kept, %d bytes", len(c.read), c.size)
+	if _, ok := d.find(text(1)); ok || len(d.old) == 0 {
+		t.Errorf("%v: what nobody reads is kept, or nothing is", ok)
 	}
-	if _, err := c.decode("{"); err == nil {
+	if _, err := d.decode("{"); err == nil {
 		t.Error("half a policy was read")
+	}
+	if _, ok := d.find("{"); ok {
+		t.Error("half a policy is kept")
 	}
 }
 

@@ -28,7 +28,8 @@ type store struct {
 	engine
 	wakers
 	updates  updates
-	policies policies
+	policies decoded[control.Policy]
+	requests decoded[control.Request]
 	keys     atomic.Pointer[keyIndex]
 
 	mu      sync.Mutex

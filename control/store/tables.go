@@ -174,8 +174,8 @@ func (t *tx) Request(id string) (control.Request, error) {
 // requestsOf are those of a query whose one column is doc. An Update keeps
 // their documents.
 func (t *tx) requestsOf(query string, args ...any) ([]control.Request, error) {
-	return documentsOf(t, func(doc string) (r control.Request, err error) {
-		err = decode(doc, &r)
+	return documentsOf(t, func(doc string) (control.Request, error) {
+		r, err := t.store.requests.decode(doc)
 		if err == nil && !t.readOnly {
 			t.kept(r, doc)
 		}
@@ -360,7 +360,7 @@ func (t *tx) PutRequest(r control.Request) error {
 	}
 	var was control.Request
 	if there {
-		if err := decode(before, &was); err != nil {
+		if was, err = t.store.requests.decode(before); err != nil {
 			t.failed = errors.Join(t.failed, err)
 			return err
 		}

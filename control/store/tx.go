@@ -174,11 +174,11 @@ func (t *tx) next(counter string, n int) (uint64, error) {
 // encode writes v as a document. What would not come back as it is, such as
 // bytes that are no text, is refused.
 func encode(v any) (document, error) {
-	b, err := jsonv2.Marshal(v, jsonv1.DefaultOptionsV1(), jsontext.AllowInvalidUTF8(false))
-	if err != nil {
+	var b strings.Builder
+	if err := jsonv2.MarshalWrite(&b, v, jsonv1.DefaultOptionsV1(), jsontext.AllowInvalidUTF8(false)); err != nil {
 		return "", control.Refuse(control.Invalid, "InvalidValue", "A value cannot be kept: %v.", err)
 	}
-	return document(b), nil
+	return document(b.String()), nil
 }
 
 // decode reads a document, which is not copied for that.

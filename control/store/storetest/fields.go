@@ -129,8 +129,36 @@ func kept[T any](t *testing.T, s control.Store, rename func(v *T, first T), put 
 		view(t, s, func(x control.Tx) error {
 			got, err := get(x, want)
 			same(t, got, want)
+			if err != nil {
+				return err
+			}
+			spoil(reflect.ValueOf(&got)) // it is the caller's own
+			again, err := get(x, want)
+			same(t, again, want)
 			return err
 		})
+	}
+}
+
+// spoil empties all that a value points to.
+func spoil(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Pointer:
+		if !v.IsNil() && v.Elem().CanSet() {
+			spoil(v.Elem())
+			v.Elem().SetZero()
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			spoil(v.Index(i))
+			v.Index(i).SetZero()
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Field(i).CanSet() {
+				spoil(v.Field(i))
+			}
+		}
 	}
 }
 
