@@ -30,6 +30,7 @@ import (
 const (
 	subscription = "20ff7fc3-e762-44dd-bd96-b71116dcdc23"
 	perPolicy    = 50 // machines of a resource group, which one policy names
+	perRequest   = 10 // machines in a request for several
 	writers      = 8  // calls at once where many are to be made
 	callers      = 64 // connections that the load may use
 	idleTurns    = 200
@@ -105,7 +106,7 @@ func measure(ctx context.Context, o options) (r figures, err error) {
 		run  func(context.Context, *figures) error
 	}{
 		{"preparing", f.prepare}, {"connecting", f.connect}, {"idle", f.idle}, {"load", f.load}, {"policy", f.policies},
-		{"revoking", f.revocations}, {"storm", f.storm}, {"expelling", f.expulsion}, {"account", f.account},
+		{"revoking", f.revocations}, {"storm", f.storm}, {"grants", f.grants}, {"expelling", f.expulsion}, {"account", f.account},
 	} {
 		if err := part.run(ctx, &r); err != nil {
 			err = fmt.Errorf("%s: %w", part.name, err)
@@ -356,17 +357,28 @@ func (f *fleet) quietDown(ctx context.Context) error {
 	})
 }
 
-// ask asks for access to a machine by Azure's API.
-func (f *fleet) ask(ctx context.Context, a api, machine int) (number int, err error) {
-	number, source := f.ledger.begin(machine)
-	if err = a.initiate(ctx, machine, source); err == nil {
-		f.ledger.acknowledged(number)
+// ask asks for access to machines of one policy by Azure's API, with a source for
+// each. The first of them has the number that is returned.
+func (f *fleet) ask(ctx context.Context, a api, machines ...int) (number int, err error) {
+	number, sources := f.ledger.begin(machines)
+	if err = a.initiate(ctx, machines, sources); err == nil {
+		f.ledger.acknowledged(number, len(machines))
 	}
 	return number, err
 }
 
 // any is any machine.
 func (f *fleet) any() int { return rand.IntN(f.o.agents) }
+
+// some are any machines of one policy, which has as many of them.
+func (f *fleet) some(n int) (machines []int) {
+	first := f.any() / perPolicy * perPolicy
+	of := min(perPolicy, f.o.agents-first)
+	for _, i := range rand.Perm(of)[:min(n, of)] {
+		machines = append(machines, first+i)
+	}
+	return machines
+}
 
 // granted waits until what was acknowledged from a number on has arrived.
 func (f *fleet) granted(ctx context.Context, from int) error {
@@ -425,38 +437,58 @@ func (f *fleet) times(from int) (calls, stored, whole sample) {
 	return calls, stored, whole
 }
 
-// load asks at a rate, whatever the answers take.
-func (f *fleet) load(ctx context.Context, r *figures) error {
+// load asks for one machine at a time.
+func (f *fleet) load(ctx context.Context, r *figures) (err error) {
+	r.load, err = f.pour(ctx, "load", 1)
+	return err
+}
+
+// grants asks for several machines at a time.
+func (f *fleet) grants(ctx context.Context, r *figures) (err error) {
+	r.grants, err = f.pour(ctx, "grants", perRequest)
+	return err
+}
+
+// poured is what came of asking at a rate.
+type poured struct {
+	rate                float64 // reached, in grants a second
+	call, stored, whole sample  // of each grant
+	cpu                 used    // by each grant
+}
+
+// pour asks for so many grants a second, some in each request, whatever the
+// answers take.
+func (f *fleet) pour(ctx context.Context, part string, each int) (p poured, err error) {
 	from := f.ledger.count()
 	spent, err := f.spent(ctx, f.up())
 	if err != nil {
-		return err
+		return p, err
 	}
-	profiled := f.profile(ctx, "load")
+	profiled := f.profile(ctx, part)
 	begin := time.Now()
 	g, working := errgroup.WithContext(ctx)
 	g.SetLimit(callers)
-	every := time.Second / time.Duration(f.o.rate)
-	total := f.o.seconds * f.o.rate
-	for i := range total {
+	every := time.Second * time.Duration(each) / time.Duration(f.o.rate)
+	for i := range f.o.seconds * f.o.rate / each {
 		if wait := time.Until(begin.Add(time.Duration(i) * every)); wait > 0 {
 			if err := pause(ctx, wait); err != nil {
-				return err
+				return p, err
 			}
 		}
-		g.Go(func() error { _, err := f.ask(working, f.api, f.any()); return err })
+		g.Go(func() error { _, err := f.ask(working, f.api, f.some(each)...); return err })
 	}
 	if err := g.Wait(); err != nil {
-		return err
+		return p, err
 	}
-	r.rate = float64(total) / time.Since(begin).Seconds()
+	total := f.ledger.count() - from
+	p.rate = float64(total) / time.Since(begin).Seconds()
 	if err := f.granted(ctx, from); err != nil {
-		return err
+		return p, err
 	}
-	r.loadCall, r.loadStored, r.loaded = f.times(from)
+	p.call, p.stored, p.whole = f.times(from)
 	now, err := f.spent(ctx, f.up())
-	r.loadCPU = now.since(spent, total)
-	return errors.Join(err, profiled(), f.quietDown(ctx))
+	p.cpu = now.since(spent, total)
+	return p, errors.Join(err, profiled(), f.quietDown(ctx))
 }
 
 // policies changes the policy of every machine.

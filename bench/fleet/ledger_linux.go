@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// ledger is what was asked for, what was acknowledged, and what arrived. Every
-// request is for a source address of its own, by which it is known again on
-// the list that its machine verified.
+// ledger is what was asked for, what was acknowledged, and what arrived. Each
+// machine in a request has a source address of its own there, by which it is
+// known again on the list that the machine verified.
 type ledger struct {
 	mu     sync.Mutex
 	asks   []ask
@@ -17,7 +17,7 @@ type ledger struct {
 	guard  time.Duration     // by which that policy is known
 }
 
-// ask is one request for access.
+// ask is a request for access, as far as it is for one machine.
 type ask struct {
 	host   int
 	called time.Time
@@ -28,12 +28,17 @@ type ask struct {
 	closed time.Time // the machine has verified a list without it
 }
 
-// begin notes a request, and returns its number and the source it is for.
-func (l *ledger) begin(host int) (number int, source netip.Addr) {
+// begin notes what is asked for in a request, for each machine under a number of
+// its own. It returns the first of these, and the sources.
+func (l *ledger) begin(hosts []int) (number int, sources []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.asks = append(l.asks, ask{host: host, called: time.Now()})
-	return len(l.asks) - 1, sourceOf(len(l.asks) - 1)
+	number = len(l.asks)
+	for i, host := range hosts {
+		l.asks = append(l.asks, ask{host: host, called: time.Now()})
+		sources = append(sources, sourceOf(number+i))
+	}
+	return number, sources
 }
 
 func sourceOf(number int) netip.Addr {
@@ -64,8 +69,10 @@ func (l *ledger) count() int {
 	return len(l.asks)
 }
 
-func (l *ledger) acknowledged(number int) {
-	l.change(number, func(a *ask) { a.acked = time.Now() })
+func (l *ledger) acknowledged(number, n int) {
+	for i := range n {
+		l.change(number+i, func(a *ask) { a.acked = time.Now() })
+	}
 }
 
 // hear takes down what a machine told.

@@ -25,31 +25,33 @@ func TestLedgerMissing(t *testing.T) {
 		lost    string
 	}{
 		"nothing was acknowledged": {func(*ledger, int) {}, ""},
-		"granted and not there":    {func(l *ledger, n int) { l.acknowledged(n) }, "granted and never came"},
-		"granted and there":        {func(l *ledger, n int) { l.acknowledged(n); told(l, opened, 7, n) }, ""},
-		"there on another machine": {func(l *ledger, n int) { l.acknowledged(n); told(l, opened, 8, n) }, "granted and never came"},
+		"granted and not there":    {func(l *ledger, n int) { l.acknowledged(n, 1) }, "granted and never came"},
+		"granted and there":        {func(l *ledger, n int) { l.acknowledged(n, 1); told(l, opened, 7, n) }, ""},
+		"there on another machine": {func(l *ledger, n int) { l.acknowledged(n, 1); told(l, opened, 8, n) }, "granted and never came"},
 		"closed by nobody": {func(l *ledger, n int) {
-			l.acknowledged(n)
+			l.acknowledged(n, 1)
 			told(l, opened, 7, n)
 			told(l, closed, 7, n)
 		}, "closed by nobody"},
 		"revoked and open": {func(l *ledger, n int) {
-			l.acknowledged(n)
+			l.acknowledged(n, 1)
 			told(l, opened, 7, n)
 			l.change(n, func(a *ask) { a.asked, a.back = now, now })
 		}, "still open"},
 		"revoked and closed": {func(l *ledger, n int) {
-			l.acknowledged(n)
+			l.acknowledged(n, 1)
 			told(l, opened, 7, n)
 			l.change(n, func(a *ask) { a.asked, a.back = now, now })
 			told(l, closed, 7, n)
 		}, ""},
 	} {
 		l := &ledger{}
-		l.begin(1) // another one, without an answer
-		n, source := l.begin(7)
-		if numberOf(source) != n {
-			t.Fatalf("source %s is of request %d", source, n)
+		l.begin([]int{1}) // another one, without an answer
+		n, sources := l.begin([]int{7, 7})
+		for i, source := range sources {
+			if numberOf(source) != n+i {
+				t.Fatalf("source %s is of request %d", source, n+i)
+			}
 		}
 		c.happens(l, n)
 		err := l.missing(0)

@@ -33,14 +33,14 @@ type options struct {
 	replicas int
 	dir      string
 	seconds  int    // that the load goes on
-	rate     int    // requests a second of it
+	rate     int    // grants a second of it
 	cpu      string // file for a profile
 	during   string // the part of the run it is of
 	picture  string // file for a picture
 }
 
 // profiledParts are the parts of a run that a profile may be of.
-var profiledParts = []string{"idle", "load", "policy", "storm"}
+var profiledParts = []string{"idle", "load", "policy", "storm", "grants"}
 
 func main() {
 	code, err := run()
@@ -63,7 +63,7 @@ func run() (code int, err error) {
 	flag.IntVar(&o.replicas, "replicas", 1, "how many processes the control plane has, on one PostgreSQL; of several one is lost for good")
 	flag.StringVar(&o.dir, "dir", "", "directory for the database, kept (default a temporary one here)")
 	flag.IntVar(&o.seconds, "seconds", 10, "how long the load goes on")
-	flag.IntVar(&o.rate, "rate", 1000, "requests a second of the load")
+	flag.IntVar(&o.rate, "rate", 1000, "grants a second of the load: requests for a machine each, and later on for several")
 	flag.StringVar(&o.cpu, "profile", "", "write a CPU profile of the server, or of the first replica, into this file")
 	flag.StringVar(&o.during, "during", "load", "the part of the run that is profiled: "+strings.Join(profiledParts, ", "))
 	flag.StringVar(&o.picture, "picture", "", "draw what was measured into this SVG")

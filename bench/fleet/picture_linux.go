@@ -16,7 +16,7 @@ type panel struct {
 
 var panels = []panel{
 	{"server memory per idle agent after GC, KB", 25, func(f figures) float64 { return f.inUse / 1000 }},
-	{"server processor per request, ms", 0, func(f figures) float64 { return f.loadCPU.server * 1e3 }},
+	{"server processor per request, ms", 0, func(f figures) float64 { return f.load.cpu.server * 1e3 }},
 	{"idle: call → machine has it verified, p99 ms", 10, func(f figures) float64 { return f.idle.percentile(99).Seconds() * 1e3 }},
 	{"all connected and guarded, s", 0, func(f figures) float64 { return f.connected.Seconds() }},
 	{"a policy for all, from the first call, s", 0, func(f figures) float64 { return f.policyAll.Seconds() }},

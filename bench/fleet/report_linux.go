@@ -30,10 +30,8 @@ type figures struct {
 	connectCPU        used    // by each agent
 	inUse, resident   float64 // bytes for one agent
 
-	idleCall, idleStored, idle   sample
-	loadCall, loadStored, loaded sample
-	rate                         float64 // reached
-	loadCPU                      used    // by each request
+	idleCall, idleStored, idle sample
+	load, grants               poured
 
 	policyWritten, policyAll, policyAfter time.Duration
 	policyCPU, stormCPU                   used // by each machine
@@ -75,15 +73,19 @@ func (f figures) lines() []line {
 		{"connecting", "the same, resident", fmt.Sprintf("%.1f KB", f.resident/1000), "", true},
 		{"idle", "idle: call → machine has it verified", f.idle.String(), "p99 ≤ 10 ms", p99(f.idle, 10*time.Millisecond)},
 		{"idle", "idle: the call / after its answer", f.idleCall.String() + " / " + f.idleStored.String(), "", true},
-		{"load", "requests a second reached", fmt.Sprintf("%.0f; %s", f.rate, f.loadCPU), "", true},
-		{"load", "load: call → machine has it verified", f.loaded.String(), "", true},
-		{"load", "load: answer → machine has it verified", f.loadStored.String(), "p99 ≤ 25 ms", p99(f.loadStored, 25*time.Millisecond)},
-		{"load", "load: the call", f.loadCall.String(), "", true},
+		{"load", "requests a second reached", fmt.Sprintf("%.0f; %s", f.load.rate, f.load.cpu), "", true},
+		{"load", "load: call → machine has it verified", f.load.whole.String(), "", true},
+		{"load", "load: answer → machine has it verified", f.load.stored.String(), "p99 ≤ 25 ms", p99(f.load.stored, 25*time.Millisecond)},
+		{"load", "load: the call", f.load.call.String(), "", true},
 		{"policy", "a policy for all: last call answered", fmt.Sprintf("%.2f s after the first call", f.policyWritten.Seconds()), "", true},
 		{"policy", "a policy for all: last machine has it", fmt.Sprintf("%.2f s after the first call, %.0f ms after the last answer", f.policyAll.Seconds(), ms(f.policyAfter)),
 			"≤ 1 s after the last answer", f.policyAfter <= time.Second},
 		{"policy", "a policy for all: what it took", f.policyCPU.String(), "", true},
 		{"revoking", "revoke: call → machine has closed it", f.revoked.String(), "", true},
+		{"grants", fmt.Sprintf("grants a second reached, %d to a request", perRequest), fmt.Sprintf("%.0f; %s", f.grants.rate, f.grants.cpu), "", true},
+		{"grants", "grants: call → machine has it verified", f.grants.whole.String(), "", true},
+		{"grants", "grants: answer → machine has it verified", f.grants.stored.String(), "p99 ≤ 25 ms", p99(f.grants.stored, 25*time.Millisecond)},
+		{"grants", "grants: the call", f.grants.call.String(), "", true},
 		{"expelling", "revoke of an agent: call → off the line", f.expelled.String(), "", true},
 		{"storm", killed, fmt.Sprintf("%.1f s; nobody was answered for %.2f s", f.storm.Seconds(), f.away.Seconds()), "≤ 10 s", f.storm <= 10*time.Second},
 		{"storm", "the same: what it took", f.stormCPU.String(), "", true},
@@ -261,7 +263,7 @@ func (f *fleet) profile(ctx context.Context, part string) (wait func() error) {
 }
 
 // used is what a part of the run took of processors, in seconds for each
-// machine or request of it: of the control plane, of the machines, and of this
+// machine or grant of it: of the control plane, of the machines, and of this
 // process, which calls.
 type used struct{ server, agents, calls float64 }
 

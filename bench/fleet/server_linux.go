@@ -198,9 +198,12 @@ func (a api) call(ctx context.Context, method, path string, body []byte) ([]byte
 }
 
 // initiate asks for access to a machine.
-func (a api) initiate(ctx context.Context, host int, source netip.Addr) error {
-	body := fmt.Sprintf(`{"virtualMachines":[{"id":%q,"ports":[{"number":22,"allowedSourceAddressPrefix":"%s","duration":"PT1H"}]}]}`, machine(host), source)
-	_, err := a.call(ctx, http.MethodPost, policyOf(host)+"/initiate?api-version=2020-01-01", []byte(body))
+func (a api) initiate(ctx context.Context, hosts []int, sources []netip.Addr) error {
+	var vms []string
+	for i, host := range hosts {
+		vms = append(vms, fmt.Sprintf(`{"id":%q,"ports":[{"number":22,"allowedSourceAddressPrefix":"%s","duration":"PT1H"}]}`, machine(host), sources[i]))
+	}
+	_, err := a.call(ctx, http.MethodPost, policyOf(hosts[0])+"/initiate?api-version=2020-01-01", []byte(`{"virtualMachines":[`+strings.Join(vms, ",")+`]}`))
 	return err
 }
 
