@@ -116,6 +116,15 @@ func TestInboxOthers(t *testing.T) {
 	if i := b.look()[policy.TypeGrants]; i.version != 6 {
 		t.Errorf("%+v", i)
 	}
+	if err := os.WriteFile(filepath.Join(dir, "grants.json"), grants("r", 1, 9, key), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if i := b.look()[policy.TypeGrants]; i.version != 9 {
+		t.Errorf("%+v", i)
+	}
+	if _, err := b.deliver(policy.TypeGrants, grants("r", 1, 8, key)); !errors.Is(err, errOld) {
+		t.Error(err)
+	}
 }
 
 func FuzzParseItem(f *testing.F) {

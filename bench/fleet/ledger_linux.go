@@ -69,6 +69,7 @@ func (l *ledger) count() int {
 	return len(l.asks)
 }
 
+// acknowledged notes the answer to a request for n machines.
 func (l *ledger) acknowledged(number, n int) {
 	for i := range n {
 		l.change(number+i, func(a *ask) { a.acked = time.Now() })

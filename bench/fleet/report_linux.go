@@ -82,14 +82,14 @@ func (f figures) lines() []line {
 			"≤ 1 s after the last answer", f.policyAfter <= time.Second},
 		{"policy", "a policy for all: what it took", f.policyCPU.String(), "", true},
 		{"revoking", "revoke: call → machine has closed it", f.revoked.String(), "", true},
-		{"grants", fmt.Sprintf("grants a second reached, %d to a request", perRequest), fmt.Sprintf("%.0f; %s", f.grants.rate, f.grants.cpu), "", true},
-		{"grants", "grants: call → machine has it verified", f.grants.whole.String(), "", true},
-		{"grants", "grants: answer → machine has it verified", f.grants.stored.String(), "p99 ≤ 25 ms", p99(f.grants.stored, 25*time.Millisecond)},
-		{"grants", "grants: the call", f.grants.call.String(), "", true},
 		{"expelling", "revoke of an agent: call → off the line", f.expelled.String(), "", true},
 		{"storm", killed, fmt.Sprintf("%.1f s; nobody was answered for %.2f s", f.storm.Seconds(), f.away.Seconds()), "≤ 10 s", f.storm <= 10*time.Second},
 		{"storm", "the same: what it took", f.stormCPU.String(), "", true},
 		{"storm", "the API meanwhile", fmt.Sprintf("%s, %d calls, %d refused", f.stormCalls, len(f.stormCalls), f.refused), "p99 ≤ 1 s", p99(f.stormCalls, time.Second) && f.refused == 0},
+		{"grants", fmt.Sprintf("grants a second reached, %d to a request", perRequest), fmt.Sprintf("%.0f; %s", f.grants.rate, f.grants.cpu), "", true},
+		{"grants", "grants: call → machine has it verified", f.grants.whole.String(), "", true},
+		{"grants", "grants: answer → machine has it verified", f.grants.stored.String(), "p99 ≤ 25 ms", p99(f.grants.stored, 25*time.Millisecond)},
+		{"grants", "grants: the call", f.grants.call.String(), "", true},
 		{"account", "the account", fmt.Sprintf("%d requests acknowledged and found, %d documents as stored", f.acknowledged, f.held), "none lost", true},
 	}
 }

@@ -197,7 +197,7 @@ func (a api) call(ctx context.Context, method, path string, body []byte) ([]byte
 	return answer, err
 }
 
-// initiate asks for access to a machine.
+// initiate asks for access to machines of one policy, from a source for each.
 func (a api) initiate(ctx context.Context, hosts []int, sources []netip.Addr) error {
 	var vms []string
 	for i, host := range hosts {

@@ -1,10 +1,6 @@
 package store
 
-import (
-	"sync"
-
-	"github.com/jitgate/jitgate/control"
-)
+import "sync"
 
 // decoded are values that were read lately, by the text of their document. A
 // policy may name a thousand machines, and is read for each request under it; an
@@ -30,8 +26,8 @@ func (d *decoded[T]) decode(doc string) (v T, err error) {
 		return v, err
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.keep(doc, v)
+	d.mu.Unlock()
 	return v.Clone(), nil
 }
 
@@ -47,6 +43,7 @@ func (d *decoded[T]) find(doc string) (v T, ok bool) {
 	return v, ok
 }
 
+// keep makes a text one of the young.
 func (d *decoded[T]) keep(doc string, v T) {
 	if _, twice := d.young[doc]; twice {
 		return
@@ -55,9 +52,4 @@ func (d *decoded[T]) keep(doc string, v T) {
 		d.young, d.old, d.size = map[string]T{}, d.young, len(doc)
 	}
 	d.young[doc] = v
-}
-
-// policies are those of a query whose one column is doc.
-func (t *tx) policies(query string, args ...any) ([]control.Policy, error) {
-	return documentsOf(t, t.store.policies.decode, query, args...)
 }

@@ -28,6 +28,11 @@ func (t *tx) Policy(id control.PolicyID) (control.Policy, error) {
 	return list[0], nil
 }
 
+// policies are those of a query whose one column is doc.
+func (t *tx) policies(query string, args ...any) ([]control.Policy, error) {
+	return documentsOf(t, t.store.policies.decode, query, args...)
+}
+
 func (t *tx) Policies(f control.PolicyFilter, after string, limit int) ([]control.Policy, error) {
 	query, args := policyQuery(f, after, limit)
 	return t.policies(query, args...)
