@@ -482,7 +482,7 @@ func (v *VMView) addRequests(of []Request, now time.Time) {
 		open := r.Open()
 		r.settle(now)
 		for _, vm := range r.VMs {
-			if vm.ID.Key() != v.ID.Key() {
+			if !vm.ID.same(v.ID) {
 				continue
 			}
 			for _, p := range vm.Ports {

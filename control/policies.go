@@ -719,7 +719,7 @@ func (ed *edit) spread(vm VMID, ports []PortRule, policies []Policy) error {
 // has no ports. It shares nothing with p.
 func (p Policy) with(entry PolicyVM) Policy {
 	p.VMs = slices.Clone(p.VMs)
-	i := slices.IndexFunc(p.VMs, func(v PolicyVM) bool { return v.ID.Key() == entry.ID.Key() })
+	i := slices.IndexFunc(p.VMs, func(v PolicyVM) bool { return v.ID.same(entry.ID) })
 	switch {
 	case i >= 0 && len(entry.Ports) == 0:
 		p.VMs = slices.Delete(p.VMs, i, i+1)

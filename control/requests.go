@@ -61,17 +61,8 @@ type RequestPort struct {
 // Clone is a copy that shares nothing with r that is ever changed in place.
 func (r Request) Clone() Request {
 	r.VMs = slices.Clone(r.VMs)
-	n := 0
-	for _, vm := range r.VMs {
-		n += len(vm.Ports)
-	}
-	all := make([]RequestPort, 0, n)
 	for i := range r.VMs {
-		if r.VMs[i].Ports == nil {
-			continue
-		}
-		all = append(all, r.VMs[i].Ports...)
-		ports := all[len(all)-len(r.VMs[i].Ports) : len(all) : len(all)]
+		ports := slices.Clone(r.VMs[i].Ports)
 		for j := range ports {
 			ports[j].Many = slices.Clone(ports[j].Many)
 			ports[j].Earlier = slices.Clone(ports[j].Earlier)
@@ -435,11 +426,12 @@ func (e *Engine) InitiateVM(ctx context.Context, c Caller, in InitiateInput) (li
 			asks   []asked
 		}
 		var parts []*part
+		naming, err := ed.naming(machinesOf(asks)...)
+		if err != nil {
+			return err
+		}
 		for _, a := range asks {
-			policies, err := ed.tx.PoliciesOf(a.vm)
-			if err != nil {
-				return err
-			}
+			policies := naming[a.vm.Key()]
 			for _, port := range a.ports {
 				i := slices.IndexFunc(policies, func(p Policy) bool {
 					entry, _ := p.vm(a.vm)
@@ -488,10 +480,7 @@ func (e *Engine) InitiateVM(ctx context.Context, c Caller, in InitiateInput) (li
 func (ed *edit) initiate(p Policy, asks []asked, justification string) (Request, error) {
 	r := Request{ID: ed.id(), Policy: p.ID, Start: ed.now, Requestor: ed.caller.Name, Principal: ed.caller.ID, Justification: justification, Call: ed.caller.Request}
 	longest := map[*RequestPort]time.Duration{}
-	var vms []VMID
-	for _, a := range asks {
-		vms = append(vms, a.vm)
-	}
+	vms := machinesOf(asks)
 	if err := errors.Join(ed.readVMs(vms...), ed.readOpen(vms...)); err != nil {
 		return r, err
 	}
@@ -540,6 +529,14 @@ func (ed *edit) initiate(p Policy, asks []asked, justification string) (Request,
 		ed.tell(ed.portLine("request.initiated", ActionInitiate, r, vm, *port, justification))
 	}
 	return r, ed.put(r, r.Approval == nil)
+}
+
+// machinesOf are the machines that are asked for.
+func machinesOf(asks []asked) (vms []VMID) {
+	for _, a := range asks {
+		vms = append(vms, a.vm)
+	}
+	return vms
 }
 
 // put keeps a request and, where its grants changed, has the lists of its
